@@ -1,0 +1,55 @@
+"""State Server: plain Python objects, shared by every worker, each call once.
+
+See the README for the two commands that show it, and docs/ for the rest.
+"""
+
+from .client import Client, connect
+from .codec import allow
+from .errors import (
+    ConfigError,
+    Denied,
+    Expired,
+    NotAllowed,
+    NotOffered,
+    NotShared,
+    Overloaded,
+    Refused,
+    RemoteError,
+    Stale,
+    StateServerError,
+    Stopping,
+    StoreError,
+    TooLarge,
+    Unanswered,
+    Unreachable,
+)
+from .handles import Handle
+from .manager import StateManager
+from .sharing import share
+from .version import VERSION as __version__
+
+__all__ = [
+    "Client",
+    "ConfigError",
+    "Denied",
+    "Expired",
+    "Handle",
+    "NotAllowed",
+    "NotOffered",
+    "NotShared",
+    "Overloaded",
+    "Refused",
+    "RemoteError",
+    "Stale",
+    "StateManager",
+    "StateServerError",
+    "Stopping",
+    "StoreError",
+    "TooLarge",
+    "Unanswered",
+    "Unreachable",
+    "__version__",
+    "allow",
+    "connect",
+    "share",
+]

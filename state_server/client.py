@@ -1,0 +1,375 @@
+"""The client: calls with a deadline, made again by itself after a broken connection.
+
+Each call has an identity, (session, lane, number), so that the manager runs it once
+however often it is sent. A call whose outcome nobody can know ends in ``Unanswered``;
+the client never guesses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
+
+from . import codec, failures, wire
+from .errors import (
+    ConfigError,
+    NotShared,
+    Overloaded,
+    Refused,
+    StateServerError,
+    Stopping,
+    Unanswered,
+    Unreachable,
+)
+from .handles import Handle
+from .link import BrokenLink, Link, TimeIsUp
+from .messages import DEFAULT_KEY, Contract, Lane, running
+from .pool import Pool
+from .settings import (
+    ClientSettings,
+    from_environment,
+    read_address_file,
+    read_authkey,
+    read_key_file,
+)
+from .sharing import catalogue
+
+log = logging.getLogger("state_server.client")
+
+T = TypeVar("T")
+
+_BACKOFF_FIRST_S = 0.01
+_BACKOFF_MAX_S = 0.5
+
+
+def connect(
+    address: str | tuple[str, int] | os.PathLike[str] | None = None,
+    authkey: bytes | str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    connections_max: int | None = None,
+    admin: bool = False,
+) -> Client:
+    """Return a client; nothing is connected before its first call.
+
+    ``address``: ``unix:///path``, ``tcp://host:port``, a path, or ``(host, port)``; from
+    ``STATE_SERVER_ADDRESS`` or the data folder if left out. ``authkey``: the key; from
+    ``STATE_SERVER_AUTHKEY``, ``STATE_SERVER_AUTHKEY_FILE`` or the data folder.
+    ``data_dir``: the manager's data folder; ``STATE_SERVER_DATA_DIR`` or ``var``.
+    ``timeout``: seconds until a call's deadline, 30 unless set. ``connections_max``: the
+    most connections at once. ``admin``: show the admin key of the data folder as well.
+
+    Raises ``ConfigError`` when one of these does not fit.
+    """
+    changes: dict[str, Any] = {}
+    if address is not None:
+        changes["address"] = str(wire.parse_address(address))
+    if data_dir is not None:
+        changes["data_dir"] = Path(data_dir)
+    if timeout is not None:
+        changes["timeout_s"] = _checked_timeout(timeout)
+    if connections_max is not None:
+        if connections_max < 1:
+            raise ConfigError(f"connections_max is {connections_max}; it is 1 or more.")
+        changes["client_connections_max"] = connections_max
+    settings = from_environment(ClientSettings, os.environ, **changes)
+    if settings.address is not None:
+        wire.parse_address(settings.address)
+    key = authkey.encode() if isinstance(authkey, str) else authkey
+    if key is not None and not key:
+        raise ConfigError("The authkey given is empty.")
+    return Client(settings, key, admin=admin)
+
+
+def _checked_timeout(timeout: float) -> float:
+    if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise ConfigError(f"A timeout is a number of seconds above 0, not {timeout!r}.")
+    return float(timeout)
+
+
+class Client:
+    """The way to one manager, for all threads, greenlets and forked children.
+
+    Make it with ``connect``. ``_lock`` guards ``_contracts``; the pool guards itself.
+    """
+
+    def __init__(
+        self, settings: ClientSettings, key: bytes | None, *, admin: bool = False
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._admin = admin
+        self._pool = Pool(self._dial, settings.client_connections_max)
+        self._contracts: dict[str, Contract] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        """Say where the manager is, and how many links there are."""
+        place = self._settings.address or f"data folder {self._settings.data_dir}"
+        return f"<Client of {place} {self._pool!r}>"
+
+    def __enter__(self) -> Client:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the client."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections of this client; the manager goes on."""
+        self._pool.close()
+
+    @overload
+    def get(
+        self, cls: type[T], key: str = ..., *, timeout: float | None = ...
+    ) -> T: ...
+
+    @overload
+    def get(self, cls: str, key: str = ..., *, timeout: float | None = ...) -> Any: ...
+
+    def get(
+        self,
+        cls: type[T] | str,
+        key: str = DEFAULT_KEY,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return a handle of the object ``key`` of a class, which is made on first use.
+
+        ``cls``: the class, or the name it is shared as. ``timeout``: seconds until the
+        deadline of its calls. Raises ``NotShared`` for a class that is not shared in
+        this process. The manager is not asked.
+        """
+        name = cls if isinstance(cls, str) else catalogue.name_of(cls)
+        if not isinstance(key, str):
+            raise NotShared(f"The key of an object is text, not {key!r}.")
+        if timeout is not None:
+            timeout = _checked_timeout(timeout)
+        return cast("T", Handle(self, name, key, timeout))
+
+    def ping(self, timeout: float | None = None) -> float:
+        """Return the seconds that the way to the manager and back takes."""
+        started = time.monotonic()
+        self.control("ping", timeout=timeout)
+        return time.monotonic() - started
+
+    def status(self, timeout: float | None = None) -> dict[str, Any]:
+        """Return the manager's numbers: objects, calls, connections, threads."""
+        return cast("dict[str, Any]", self.control("status", timeout=timeout))
+
+    def stop_manager(self, timeout: float | None = None) -> None:
+        """Ask the manager to stop; needs the admin key (``connect(admin=True)``)."""
+        self.control("stop", timeout=timeout)
+
+    def control(self, verb: str, *args: Any, timeout: float | None = None) -> Any:
+        """Ask the manager itself something."""
+        return self.call(("", "", verb), args, {}, timeout)
+
+    @property
+    def location(self) -> tuple[str | None, str]:
+        """Return the address, if one was given, and the data folder."""
+        return self._settings.address, str(self._settings.data_dir.absolute())
+
+    def contract(self, class_name: str, *, again: bool = False) -> Contract:
+        """Return what a class offers, asking the manager when it is not known."""
+        if not again:
+            known = self._contracts.get(class_name)
+            if known is not None:
+                return known
+        fields = self.control("describe", class_name)
+        contract = Contract(*fields)
+        with self._lock:
+            self._contracts[class_name] = contract
+        return contract
+
+    # Calls ---------------------------------------------------------------------------
+
+    def call(
+        self,
+        target: tuple[str, str, str],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Any:
+        """Call a method, named by (class, key, method), and return its result.
+
+        Raises what the method raised, or an error of the family.
+        """
+        body = codec.encode((args, kwargs)) if args or kwargs else b""
+        deadline = time.monotonic() + (timeout_s or self._settings.timeout_s)
+        reply = _Exchange(self._pool, target, body, deadline).run()
+        if reply.failed:
+            raise failures.error_from(failures.unpack(reply.body))
+        return codec.decode(reply.body, reference=self._handle)
+
+    def _handle(self, class_name: str, key: str) -> Handle:
+        return Handle(self, class_name, key)
+
+    def _dial(self, lane: Lane, deadline: float) -> Link:
+        settings = self._settings
+        address = settings.address or read_address_file(settings.data_dir)
+        if address is None:
+            raise Unreachable(
+                f"No manager has been started with the data folder "
+                f"{settings.data_dir.absolute()}. Start one, or give an address."
+            )
+        key = self._key or read_authkey(settings, os.environ)
+        if key is None:
+            raise Unreachable(
+                f"There is no key in {settings.data_dir.absolute()}. Give authkey=, set "
+                "STATE_SERVER_AUTHKEY or STATE_SERVER_AUTHKEY_FILE, or name the "
+                "manager's data folder."
+            )
+        admin_key = None
+        if self._admin:
+            admin_key = read_key_file(settings.data_dir / "adminkey")
+        return Link(wire.parse_address(address), key, lane, deadline, admin_key)
+
+
+class _Exchange:
+    """One call on its way, through as many connections as it takes.
+
+    ``lane`` and ``number`` are set once the call may have reached a manager; from then
+    on it is only repeated under them, to a manager that can tell.
+    """
+
+    __slots__ = (
+        "body",
+        "deadline",
+        "first_boot",
+        "lane",
+        "number",
+        "pool",
+        "target",
+    )
+
+    def __init__(
+        self, pool: Pool, target: tuple[str, str, str], body: bytes, deadline: float
+    ) -> None:
+        self.pool = pool
+        self.target = target
+        self.body = body
+        self.deadline = deadline
+        self.lane: Lane | None = None
+        self.number = 0
+        self.first_boot = b""
+
+    def run(self) -> wire.Reply:
+        """Return the reply; raise when there is none before the deadline."""
+        backoff_s = _BACKOFF_FIRST_S
+        while True:
+            try:
+                return self._try_once()
+            except (Unreachable, Overloaded, BrokenLink) as error:
+                remaining_s = self.deadline - time.monotonic()
+                pause_s = backoff_s * random.uniform(0.5, 1.0)
+                if pause_s >= remaining_s:
+                    self._give_up(error)
+                log.debug("%s: %s; trying again.", self._named(), error)
+                time.sleep(pause_s)
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+
+    def _try_once(self) -> wire.Reply:
+        link = self._link()
+        try:
+            _refuse_to_wait_for_oneself(link)
+            if self.lane is None:
+                link.number += 1
+                self.number = link.number
+            else:
+                link.number = self.number
+            reply = self._exchange(link)
+        except BaseException:
+            # Whatever it was: a reply may still come on this link, for nobody.
+            self.pool.drop(link)
+            raise
+        self.pool.give(link)
+        return reply
+
+    def _link(self) -> Link:
+        if self.lane is None:
+            return self.pool.take(self.deadline)
+        return self.pool.redial(self.lane, self.deadline)
+
+    def _exchange(self, link: Link) -> wire.Reply:
+        remaining_s = self.deadline - time.monotonic()
+        boot = self.first_boot or link.boot_id
+        frame = wire.pack_call(
+            self.number, remaining_s, boot, wire.pack_target(*self.target), self.body
+        )
+        try:
+            reply = link.exchange(wire.framed(frame), self.deadline)
+        except BrokenLink as error:
+            if error.sent:
+                self.lane, self.first_boot = link.lane, boot
+            raise
+        except TimeIsUp as error:
+            if error.sent or self.lane is not None:
+                raise Unanswered(
+                    f"{self._named()} was sent, but no answer came before the deadline."
+                ) from None
+            raise Unreachable(f"{self._named()} could not be sent in time.") from None
+        if reply.number != self.number:
+            self.lane, self.first_boot = link.lane, boot
+            raise BrokenLink("a reply to another call came", sent=True)
+        if reply.failed and self.lane is None:
+            self._look_for_stopping(reply)
+        return reply
+
+    def _look_for_stopping(self, reply: wire.Reply) -> None:
+        """Go on to the next manager when this one is stopping: nothing has run."""
+        failure = failures.unpack(reply.body)
+        if failure.code == Stopping.__name__:
+            raise Stopping(failure.text)
+
+    def _give_up(self, error: Exception) -> None:
+        if self.lane is not None:
+            raise Unanswered(
+                f"{self._named()} was sent, the connection broke ({error}), and no "
+                "answer came before the deadline."
+            ) from error
+        if isinstance(error, StateServerError):
+            raise error
+        raise Unreachable(f"{self._named()} could not be sent: {error}.") from error
+
+    def _named(self) -> str:
+        class_name, key, method = self.target
+        return (
+            f"{class_name}/{key}.{method}" if class_name else f"The manager's {method}"
+        )
+
+
+def _refuse_to_wait_for_oneself(link: Link) -> None:
+    if running.boot_id is not None and running.boot_id == link.boot_id:
+        raise Refused(
+            f"A method of {running.name} called its own manager over the network; it "
+            "would wait for itself. Call the object from outside, or move the state "
+            "into one object."
+        )
+
+
+_restored: dict[tuple[str | None, str], Client] = {}
+_restored_lock = threading.Lock()
+
+
+def restore_handle(
+    address: str | None,
+    data_dir: str,
+    class_name: str,
+    key: str,
+    timeout_s: float | None,
+) -> Handle:
+    """Return the handle that was pickled; one client for each manager and process."""
+    with _restored_lock:
+        client = _restored.get((address, data_dir))
+        if client is None:
+            client = connect(address, data_dir=data_dir)
+            _restored[address, data_dir] = client
+    return Handle(client, class_name, key, timeout_s)

@@ -1,0 +1,182 @@
+"""One client's connection: its socket, what waits to be sent, whether a call is out.
+
+A reply may be sent by any thread; everything else is done by the engine's leader.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Protocol
+
+from . import poller as polling
+from . import wire
+from .conversation import Conversation, Manners
+from .host import Form, Ticket
+
+
+class Owner(Protocol):
+    """What a connection asks of the engine; any thread may call these."""
+
+    def watch(self, connection: Connection, events: int) -> None:
+        """Change what is watched for on a connection that is not closed."""
+
+    def unwatch(self, connection: Connection) -> None:
+        """Watch a connection no longer."""
+
+    def revisit(self, connection: Connection) -> None:
+        """Have the leader look at a connection although its socket is quiet."""
+
+    def await_writable(self, connection: Connection, new_bytes: int) -> None:
+        """Note that a reply waits for its reader."""
+
+    def written(self, connection: Connection) -> None:
+        """Note that a reply has been taken whole."""
+
+    def count_outbound(self, change: int) -> None:
+        """Keep account of the replies that wait to be read."""
+
+
+class Connection:
+    """One client's socket, and its place in the host.
+
+    ``reader``, ``conversation`` and ``buffered`` belong to the leader, who touches them
+    only while ``in_flight`` is false. ``_lock`` guards the rest.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_owner",
+        "_lock",
+        "buffered",
+        "closed",
+        "conversation",
+        "ends",
+        "fd",
+        "in_flight",
+        "out",
+        "paused",
+        "reader",
+        "socket",
+        "ticket",
+    )
+
+    def __init__(self, owner: Owner, peer: socket.socket, manners: Manners) -> None:
+        self._owner = owner
+        self._lock = threading.Lock()
+        self.socket = peer
+        self.fd = peer.fileno()
+        self.reader = wire.FrameReader(wire.HANDSHAKE_BYTES_MAX)
+        self.conversation = Conversation(manners, self)
+        self.ticket: Ticket | None = None
+        self.buffered = 0
+        self.in_flight = False
+        self.paused = False
+        self.closed = False
+        self.ends = False
+        self.out: memoryview | None = None
+
+    def __repr__(self) -> str:
+        """Say which socket it is and what it is doing."""
+        state = "closed" if self.closed else "in flight" if self.in_flight else "idle"
+        return f"<Connection {self.fd} {state}>"
+
+    @property
+    def form(self) -> Form:
+        """Return how replies are spelled on this connection."""
+        return self.conversation.form
+
+    def deliver(self, payload: bytes) -> None:
+        """Send the reply of the call in flight, from any thread; then listen again."""
+        self.send(payload)
+
+    def send(self, payload: bytes, *, ends: bool = False) -> None:
+        """Send ``payload``; what the socket does not take now, the leader sends later.
+
+        ``ends``: the connection is closed once everything is sent.
+        """
+        data = wire.framed(payload)
+        with self._lock:
+            self.in_flight = False
+            if self.closed:
+                return
+            self.ends = ends
+            if self.out is not None:
+                data = bytes(self.out) + data
+                self._owner.count_outbound(-len(self.out))
+                self.out = None
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                # The poller reports the broken socket to the leader, who closes it.
+                sent = len(data)
+            if sent < len(data):
+                self.out = memoryview(data)[sent:]
+                self.paused = False
+                self._owner.await_writable(self, len(self.out))
+                return
+            if self.paused:
+                self.paused = False
+                self._owner.watch(self, polling.READ)
+        if ends or self.buffered:
+            self._owner.revisit(self)
+
+    def resume(self) -> None:
+        """Listen again, after a frame that asked for no answer."""
+        with self._lock:
+            self.in_flight = False
+            if self.paused and not self.closed:
+                self.paused = False
+                self._owner.watch(self, polling.READ)
+        if self.buffered:
+            self._owner.revisit(self)
+
+    def flush(self) -> None:
+        """Send more of what is left; called by the leader when the socket takes it."""
+        with self._lock:
+            if self.out is None or self.closed:
+                return
+            try:
+                sent = self.socket.send(self.out)
+            except BlockingIOError:
+                return
+            except OSError:
+                sent = len(self.out)
+            self._owner.count_outbound(-sent)
+            self.out = self.out[sent:] if sent < len(self.out) else None
+            if self.out is None:
+                self._owner.watch(self, polling.READ)
+                self._owner.written(self)
+            else:
+                self._owner.await_writable(self, 0)
+        if self.out is None and (self.ends or self.buffered):
+            self._owner.revisit(self)
+
+    def pause_if_in_flight(self) -> bool:
+        """Stop reading while a call is in flight; tell whether one is."""
+        with self._lock:
+            if self.in_flight and not self.paused and not self.closed:
+                self.paused = True
+                self._owner.watch(self, polling.QUIET)
+            return self.in_flight
+
+    def hung_up(self) -> bool:
+        """Tell whether the peer is gone (an event may be older than the socket)."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def shut(self) -> int:
+        """Close the socket; return how many bytes were left unsent."""
+        with self._lock:
+            if self.closed:
+                return 0
+            self.closed = True
+            self._owner.unwatch(self)
+            self.socket.close()
+            return 0 if self.out is None else len(self.out)

@@ -1,0 +1,204 @@
+"""What is said on one connection, in order: handshake, first own frame, calls.
+
+Fed with whole frames, it returns a ``Call`` for the host or an ``Answer`` to send. It
+knows no sockets; the engine does. A conversation is used by one thread at a time: the
+leader, while no call of the connection is in flight.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from . import codec, failures, stock, wire
+from .errors import Denied, NotAllowed, StateServerError
+from .host import Form, Host
+from .messages import Call, Lane
+
+
+class Answer(NamedTuple):
+    """A payload to send, if any, and whether the connection ends with it."""
+
+    payload: bytes | None = None
+    close: bool = False
+    goodbye: bool = False
+
+
+class OwnForm:
+    """Replies as our own client reads them."""
+
+    def done(self, call: Call, value: object) -> bytes:
+        """Return the reply that carries ``value``."""
+        return wire.pack_reply(call.number, False, codec.encode(value))
+
+    def refused(self, call: Call, error: StateServerError) -> bytes:
+        """Return the reply that carries what the server itself has to say."""
+        body = failures.pack(failures.refusal(error))
+        return wire.pack_reply(call.number, True, body)
+
+    def raised(self, call: Call, error: BaseException) -> bytes:
+        """Return the reply that carries what the object's own code raised."""
+        body = failures.pack(failures.raised(error))
+        return wire.pack_reply(call.number, True, body)
+
+
+OWN_FORM = OwnForm()
+STOCK_FORM = stock.StockForm()
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What all conversations of one manager share.
+
+    ``control`` answers a call to the manager itself: (verb, args, caller is admin).
+    """
+
+    key: bytes
+    admin_key: bytes
+    host: Host
+    control: Callable[[str, tuple[Any, ...], bool], object]
+    frame_bytes_max: int
+    allow_md5: bool = True
+
+
+class Conversation:
+    """The protocol's state on one connection.
+
+    ``destination`` is the connection itself, as the host knows it. ``replaced`` is a
+    connection that the client's lane had before; the engine closes it. ``knows_key``:
+    the handshake has passed; ``authenticated``: the first frame after it has as well.
+    """
+
+    __slots__ = (
+        "_destination",
+        "_handshake",
+        "_manners",
+        "_step",
+        "authenticated",
+        "form",
+        "is_admin",
+        "knows_key",
+        "lane",
+        "replaced",
+    )
+
+    def __init__(self, manners: Manners, destination: Any) -> None:
+        self._manners = manners
+        self._destination = destination
+        self._handshake = wire.ServerHandshake(manners.key, manners.allow_md5)
+        self._step: Callable[[bytes], Call | Answer] = self._shake_hands
+        self.knows_key = False
+        self.authenticated = False
+        self.is_admin = False
+        self.form: Form = OWN_FORM
+        self.lane: Lane | None = None
+        self.replaced: Any = None
+
+    def opening(self) -> bytes:
+        """Return the payload to send when the connection opens."""
+        return self._handshake.first()
+
+    def receive(self, payload: bytes) -> Call | Answer:
+        """Take in one frame.
+
+        Raises an error of the family when the connection has to be closed.
+        """
+        return self._step(payload)
+
+    def _shake_hands(self, payload: bytes) -> Answer:
+        answer, done = self._handshake.receive(payload)
+        if done:
+            self.knows_key = True
+            self._step = self._hear_first
+            return Answer()
+        return Answer(answer)
+
+    def _hear_first(self, payload: bytes) -> Call | Answer:
+        self.authenticated = True
+        if wire.kind_of(payload) == wire.HELLO:
+            return self._greet(payload)
+        if payload[:1] == bytes((wire.MARK,)):
+            raise NotAllowed("An own frame came before the first one.")
+        self.form = STOCK_FORM
+        return self._hear_stock_verb(payload)
+
+    # Our own clients -----------------------------------------------------------------
+
+    def _greet(self, payload: bytes) -> Answer:
+        manners, nonces = self._manners, self._handshake.nonces
+        hello = wire.unpack_hello(payload)
+        if self._handshake.bare:
+            raise Denied("An own frame came after an MD5 answer.")
+        if hello.version != wire.PROTOCOL_VERSION:
+            raise NotAllowed(
+                f"The client speaks version {hello.version} of the protocol, the "
+                f"manager version {wire.PROTOCOL_VERSION}. Install the same release."
+            )
+        if not wire.proof_holds(manners.key, b"client", nonces, hello.proof):
+            raise Denied("The client's proof of the key is wrong.")
+        self.is_admin = wire.proof_holds(
+            manners.admin_key, b"admin", nonces, hello.admin_proof
+        )
+        try:
+            self.replaced = manners.host.attach(hello.lane, self._destination)
+        except StateServerError as error:
+            body = failures.pack(failures.refusal(error))
+            return Answer(wire.pack_reply(0, True, body), close=True)
+        self.lane = hello.lane
+        self._step = self._hear_own
+        welcome = wire.Welcome(
+            manners.host.boot_id,
+            os.getpid(),
+            wire.proof(manners.key, b"server", nonces),
+            self.is_admin,
+        )
+        return Answer(wire.pack_welcome(welcome))
+
+    def _hear_own(self, payload: bytes) -> Call | Answer:
+        kind = wire.kind_of(payload)
+        if kind == wire.CALL:
+            assert self.lane is not None
+            call = wire.unpack_call(payload, self.lane)
+            return call if call.class_name else self._control(call)
+        if kind == wire.GOODBYE:
+            return Answer(close=True, goodbye=True)
+        raise NotAllowed("A frame of an unknown kind came where a call was expected.")
+
+    def _control(self, call: Call) -> Answer:
+        """Answer a call to the manager itself: it asks, changes nothing, costs little."""
+        try:
+            arguments, _ = codec.decode(call.body) if call.body else ((), {})
+            value = self._manners.control(call.method, arguments, self.is_admin)
+            return Answer(OWN_FORM.done(call, value))
+        except StateServerError as error:
+            return Answer(OWN_FORM.refused(call, error))
+
+    # Stock clients -------------------------------------------------------------------
+
+    def _hear_stock_verb(self, payload: bytes) -> Answer:
+        timeout_s = self._manners.host.limits.call_timeout_max_s
+        try:
+            verb = stock.read_request(payload, timeout_s)
+            if isinstance(verb, Call):
+                raise NotAllowed(
+                    "A stock client calls a method before it was accepted."
+                )
+            value = stock.answer_verb(verb, self._manners.host.describe)
+        except StateServerError as error:
+            return Answer(stock.text_reply(error), close=True)
+        if verb.name == "accept_connection":
+            self._step = self._hear_stock_call
+            return Answer(stock.reply(value))
+        return Answer(stock.reply(value), close=True)
+
+    def _hear_stock_call(self, payload: bytes) -> Call | Answer:
+        timeout_s = self._manners.host.limits.call_timeout_max_s
+        try:
+            call = stock.read_request(payload, timeout_s)
+            if isinstance(call, Call):
+                return call
+            raise NotAllowed(f"The verb {call.name!r} is not for this connection.")
+        except StateServerError as error:
+            return Answer(stock.text_reply(error))

@@ -1,0 +1,606 @@
+"""One call: find, permit, order, run, remember. Neither sockets nor files are known here.
+
+The engine gives calls in with ``submit`` and lends its threads to ``run``. What the host
+decides, it decides under its one lock; the object's own code runs outside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from . import codec
+from .errors import (
+    Expired,
+    NotAllowed,
+    NotOffered,
+    NotShared,
+    Overloaded,
+    RemoteError,
+    Stale,
+    StateServerError,
+    Stopping,
+    TooLarge,
+    Unanswered,
+)
+from .limits import Edge
+from .messages import Call, Contract, Lane, running
+from .sharing import Catalogue, SharedClass, contract_of
+
+log = logging.getLogger("state_server.host")
+
+#: Longest key of an object, in characters.
+KEY_LENGTH_MAX = 1024
+
+
+class Form(Protocol):
+    """How one kind of caller wants its replies spelled."""
+
+    def done(self, call: Call, value: object) -> bytes:
+        """Return the payload that carries ``value``; raise when it cannot travel."""
+
+    def refused(self, call: Call, error: StateServerError) -> bytes:
+        """Return the payload that carries what the server itself has to say."""
+
+    def raised(self, call: Call, error: BaseException) -> bytes:
+        """Return the payload that carries what the object's own code raised."""
+
+
+class Destination(Protocol):
+    """Where the reply of a call goes: one connection of the engine."""
+
+    form: Form
+    ticket: Ticket | None
+
+    def deliver(self, payload: bytes) -> None:
+        """Send the payload; called at most once for each call, from any thread."""
+
+
+class HostLimits(NamedTuple):
+    """The host's limits; each is a setting of the same name."""
+
+    queue_max: int = 10_000
+    pending_max: int = 100_000
+    objects_max: int = 1_000_000
+    call_timeout_max_s: float = 300.0
+    lanes_max: int = 100_000
+    lane_retention_s: float = 900.0
+    remembered_bytes_max: int = 64 * 1024
+
+
+class Ticket:
+    """One call on its way. Its fields are guarded by the host's lock until it runs."""
+
+    __slots__ = ("call", "deadline", "destination", "memory", "resident", "started")
+
+    def __init__(
+        self,
+        call: Call,
+        destination: Destination,
+        deadline: float,
+        resident: Resident,
+        memory: LaneMemory | None,
+    ) -> None:
+        self.call = call
+        self.destination = destination
+        self.deadline = deadline
+        self.resident = resident
+        self.memory = memory
+        self.started = False
+
+
+class Resident:
+    """One object in memory and the calls that wait for it.
+
+    ``current`` and ``queue`` are guarded by the host's lock. ``instance`` and
+    ``contract`` belong to the thread that runs ``current``.
+    """
+
+    __slots__ = (
+        "contract",
+        "current",
+        "instance",
+        "is_full",
+        "name",
+        "queue",
+        "shared",
+    )
+
+    def __init__(self, name: str, shared: SharedClass) -> None:
+        self.name = name
+        self.shared = shared
+        self.contract = shared.contract
+        self.instance: Any = None
+        self.current: Ticket | None = None
+        self.is_full = False
+        self.queue: deque[Ticket] = deque()
+
+    def __repr__(self) -> str:
+        """Say what it is, whether it runs, and how many calls wait."""
+        state = "idle" if self.current is None else "busy"
+        return f"<{self.name} {state}, {len(self.queue)} waiting>"
+
+
+class LaneMemory:
+    """What is remembered of one lane: its last number and what came of it.
+
+    Guarded by the host's lock. ``payload`` is ``None`` when the reply was too large to
+    keep; ``ticket`` is the call that waits or runs. ``ended_at`` is when the lane's
+    connection went away, on the host's clock.
+    """
+
+    __slots__ = ("destination", "ended_at", "number", "payload", "session", "ticket")
+
+    def __init__(self, session: bytes, destination: Destination) -> None:
+        self.session = session
+        self.destination: Destination | None = destination
+        self.number = 0
+        self.payload: bytes | None = None
+        self.ticket: Ticket | None = None
+        self.ended_at = 0.0
+
+
+class Host:
+    """All objects of one manager, the calls that wait for them, and the reply memory.
+
+    ``_lock`` guards every table and every ``Resident`` queue. It is never held while an
+    object's code runs, while anything is encoded, or while a reply is delivered.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        boot_id: bytes,
+        limits: HostLimits = HostLimits(),  # noqa: B008 - frozen, so sharing is safe
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.boot_id = boot_id
+        self.limits = limits
+        self._catalogue = catalogue
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        self._residents: dict[tuple[str, str], Resident] = {}
+        self._lanes: dict[bytes, LaneMemory] = {}
+        #: Lanes without a connection, oldest first: those that may be forgotten.
+        self._ended: dict[bytes, LaneMemory] = {}
+        self._closing = False
+        self._pending = 0
+        self._calls = 0
+        self._objects_edge = Edge(log, "objects in memory", limits.objects_max)
+        self._lanes_edge = Edge(log, "remembered connections", limits.lanes_max)
+        self._pending_edge = Edge(log, "calls waiting", limits.pending_max)
+
+    def __repr__(self) -> str:
+        """Return the numbers an operator asks for first."""
+        return (
+            f"<Host objects={len(self._residents)} pending={self._pending} "
+            f"lanes={len(self._lanes)} calls={self._calls}>"
+        )
+
+    @property
+    def pending(self) -> int:
+        """Return how many calls wait or run."""
+        return self._pending
+
+    def close(self) -> None:
+        """Refuse new calls from here on; those that wait or run are finished."""
+        with self._lock:
+            self._closing = True
+
+    def status(self) -> dict[str, int]:
+        """Return the host's numbers."""
+        with self._lock:
+            return {
+                "objects": len(self._residents),
+                "pending": self._pending,
+                "lanes": len(self._lanes),
+                "calls": self._calls,
+            }
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` if the tables contradict each other."""
+        with self._lock:
+            waiting = 0
+            for resident in self._residents.values():
+                waiting += len(resident.queue) + (resident.current is not None)
+                assert resident.current is not None or not resident.queue, resident
+            assert waiting == self._pending, (waiting, self._pending)
+            for lane_id, memory in self._lanes.items():
+                ended = memory.destination is None
+                assert ended == (lane_id in self._ended), memory.number
+            assert set(self._ended) <= set(self._lanes)
+
+    # Lanes ---------------------------------------------------------------------------
+
+    def attach(self, lane: Lane, destination: Destination) -> Destination | None:
+        """Bind ``lane`` to a connection; return the connection that it replaces.
+
+        Raises ``Unanswered`` for a lane that may have been forgotten, ``Overloaded``
+        when no further lane can be remembered, ``Denied``-like ``Stale`` when the lane
+        belongs to another session.
+        """
+        with self._lock:
+            self._forget_old_lanes()
+            memory = self._lanes.get(lane.lane)
+            if memory is not None:
+                if memory.session != lane.session:
+                    raise Stale("The lane belongs to another session.")
+                replaced, memory.destination = memory.destination, destination
+                self._ended.pop(lane.lane, None)
+                return replaced
+            minted_s = int.from_bytes(lane.lane[:8], "big") / 1000
+            if self._wall_clock() - minted_s > self.limits.lane_retention_s:
+                raise Unanswered(
+                    "The call comes from a connection so old that its replies may have "
+                    f"been forgotten (more than {self.limits.lane_retention_s:g} s)."
+                )
+            if self._lanes_edge.reached(len(self._lanes)):
+                raise Overloaded(
+                    f"{len(self._lanes)} connections are remembered, the limit "
+                    "(lanes_max)."
+                )
+            self._lanes[lane.lane] = LaneMemory(lane.session, destination)
+            return None
+
+    def detach(
+        self, lane: Lane | None, destination: Destination, *, finished: bool
+    ) -> None:
+        """Take note that a connection ended.
+
+        A call that still waits its turn is dropped: nobody is there to be answered, and
+        our own client sends it again. ``finished``: the client has said goodbye, its
+        lane is never asked about again.
+        """
+        with self._lock:
+            ticket, destination.ticket = destination.ticket, None
+            if (
+                ticket is not None
+                and not ticket.started
+                and ticket.destination is destination
+            ):
+                self._drop(ticket)
+            memory = None if lane is None else self._lanes.get(lane.lane)
+            if lane is None or memory is None or memory.destination is not destination:
+                return
+            memory.destination = None
+            if finished or (memory.number == 0 and memory.ticket is None):
+                del self._lanes[lane.lane]
+                self._lanes_edge.left(len(self._lanes))
+            else:
+                memory.ended_at = self._clock()
+                self._ended[lane.lane] = memory
+
+    def _drop(self, ticket: Ticket) -> None:
+        try:
+            ticket.resident.queue.remove(ticket)
+        except ValueError:
+            return
+        self._pending -= 1
+        if ticket.memory is not None:
+            ticket.memory.ticket = None
+
+    def _forget_old_lanes(self) -> None:
+        horizon = self._clock() - self.limits.lane_retention_s
+        while self._ended:
+            lane_id, memory = next(iter(self._ended.items()))
+            if memory.ended_at > horizon or memory.ticket is not None:
+                return
+            del self._ended[lane_id]
+            del self._lanes[lane_id]
+        self._lanes_edge.left(len(self._lanes))
+
+    # Calls ---------------------------------------------------------------------------
+
+    def submit(self, call: Call, destination: Destination) -> Resident | None:
+        """Take in a call; return the object whose turn the caller must now run.
+
+        ``None`` means that there is nothing to run: the call waits its turn, has been
+        answered already, or was refused.
+        """
+        try:
+            with self._lock:
+                payload, resident = self._admit(call, destination)
+        except StateServerError as error:
+            log.info("%s.%s refused: %s", call.name, call.method, error)
+            payload, resident = destination.form.refused(call, error), None
+        if payload is not None:
+            destination.deliver(payload)
+        return resident
+
+    def _admit(
+        self, call: Call, destination: Destination
+    ) -> tuple[bytes | None, Resident | None]:
+        memory = None
+        if call.lane is not None:
+            memory = self._lanes.get(call.lane.lane)
+            if memory is None or memory.destination is not destination:
+                raise Stale("A newer connection has taken over this lane.")
+            if call.number <= memory.number or memory.ticket is not None:
+                return self._remembered(call, memory, destination), None
+            if call.first_boot != self.boot_id:
+                raise Unanswered(
+                    f"{call.name}.{call.method} was first sent to a manager that has "
+                    "ended since; it may have run there."
+                )
+        if self._closing:
+            raise Stopping("The manager is stopping and takes no more calls.")
+        if not call.remaining_s > 0:
+            raise Expired(f"The deadline of {call.name}.{call.method} has passed.")
+        resident = self._resident(call)
+        if self._pending_edge.reached(self._pending):
+            raise Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
+        if len(resident.queue) >= self.limits.queue_max:
+            if not resident.is_full:
+                resident.is_full = True
+                log.warning(
+                    "Limit reached: %d calls wait for %s.",
+                    len(resident.queue),
+                    call.name,
+                )
+            raise Overloaded(
+                f"{len(resident.queue)} calls wait for {call.name}, the limit "
+                "(queue_max)."
+            )
+        remaining_s = min(call.remaining_s, self.limits.call_timeout_max_s)
+        ticket = Ticket(
+            call, destination, self._clock() + remaining_s, resident, memory
+        )
+        destination.ticket = ticket
+        if memory is not None:
+            memory.ticket = ticket
+        self._pending += 1
+        if resident.current is None:
+            resident.current = ticket
+            ticket.started = True
+            return None, resident
+        resident.queue.append(ticket)
+        return None, None
+
+    def _remembered(
+        self, call: Call, memory: LaneMemory, destination: Destination
+    ) -> bytes | None:
+        """Return the remembered reply, or ``None`` when the call still waits or runs."""
+        ticket = memory.ticket
+        if ticket is not None:
+            if call.number != ticket.call.number:
+                raise Stale(
+                    f"Call {call.number} came while call {ticket.call.number} of the "
+                    "same lane was not answered yet."
+                )
+            ticket.destination = destination
+            destination.ticket = ticket
+            return None
+        if call.number < memory.number:
+            raise Stale(
+                f"Call {call.number} came after call {memory.number} of the same lane."
+            )
+        if memory.payload is None:
+            raise Unanswered(
+                f"{call.name}.{call.method} has run, but its reply was too large to be "
+                f"remembered (over {self.limits.remembered_bytes_max} bytes)."
+            )
+        return memory.payload
+
+    def _resident(self, call: Call) -> Resident:
+        key = (call.class_name, call.key)
+        resident = self._residents.get(key)
+        if resident is not None:
+            return resident
+        shared = self._catalogue.get(call.class_name)
+        if shared is None:
+            raise NotShared(
+                f"No class is shared as {call.class_name!r}; there are: "
+                f"{', '.join(self._catalogue.names()) or 'none'}."
+            )
+        if not call.key or len(call.key) > KEY_LENGTH_MAX:
+            raise TooLarge(
+                f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
+            )
+        self._check_offered(shared.contract, call)
+        if self._objects_edge.reached(len(self._residents)):
+            raise Overloaded(
+                f"{len(self._residents)} objects are in memory, the limit "
+                "(objects_max)."
+            )
+        resident = self._residents[key] = Resident(call.name, shared)
+        return resident
+
+    @staticmethod
+    def _check_offered(contract: Contract | None, call: Call) -> None:
+        """Refuse a method that no object of the class has, before one is built."""
+        if contract is None or call.method in contract.methods:
+            return
+        if call.method not in _ALWAYS_ANSWERED and call.method not in _PROPERTY_VERBS:
+            raise NotOffered(f"{call.class_name} offers no method {call.method!r}.")
+
+    # Turns ---------------------------------------------------------------------------
+
+    def run(self, resident: Resident) -> Resident | None:
+        """Run the call whose turn it is; return the object if another call waits.
+
+        The reply has been delivered when this returns.
+        """
+        ticket = resident.current
+        assert ticket is not None, resident
+        payload = self._perform(resident, ticket)
+        return self._finish(resident, ticket, payload)
+
+    def _perform(self, resident: Resident, ticket: Ticket) -> bytes:
+        call, form = ticket.call, ticket.destination.form
+        running.boot_id, running.name = self.boot_id, resident.name
+        ran = False
+        try:
+            if self._clock() > ticket.deadline:
+                raise Expired(
+                    f"The deadline of {call.name}.{call.method} passed while it waited."
+                )
+            arguments, keywords = _arguments(call)
+            if resident.instance is None:
+                self._build(resident)
+            step = self._step(resident, call, arguments)
+            ran = True
+            value = step(*arguments, **keywords)
+            if isinstance(value, types.GeneratorType):
+                value = _snapshot(value)
+        except StateServerError as error:
+            if ran:
+                return self._raised(call, form, error)
+            log.info("%s.%s refused: %s", call.name, call.method, error)
+            return form.refused(call, error)
+        except BaseException as error:
+            # The border to the object's own code: whatever it raises, sys.exit()
+            # included, is an answer to its caller and ends nothing here.
+            return self._raised(call, form, error)
+        finally:
+            running.boot_id = None
+        try:
+            return form.done(call, value)
+        except StateServerError as error:
+            log.warning("%s.%s: result refused: %s", call.name, call.method, error)
+            return form.refused(
+                call,
+                RemoteError(
+                    f"{call.name}.{call.method} ran, but its result cannot travel: "
+                    f"{error}"
+                ),
+            )
+
+    def _raised(self, call: Call, form: Form, error: BaseException) -> bytes:
+        log.info(
+            "%s.%s raised %s: %s",
+            call.name,
+            call.method,
+            type(error).__qualname__,
+            _shown(error),
+            exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
+        )
+        return form.raised(call, error)
+
+    def _build(self, resident: Resident) -> None:
+        """Build the object, in its own turn: a slow constructor delays only itself."""
+        resident.instance = resident.shared.build()
+        if resident.contract is None:
+            resident.contract = contract_of(
+                type(resident.instance), resident.shared.name, resident.shared.exposed
+            )
+
+    def _step(
+        self, resident: Resident, call: Call, arguments: tuple[Any, ...]
+    ) -> Callable[..., Any]:
+        contract = resident.contract
+        assert contract is not None, resident
+        method, instance = call.method, resident.instance
+        if method in contract.methods:
+            if method == "__iter__":
+                return lambda: _snapshot(iter(instance))
+            return getattr(instance, method)  # type: ignore[no-any-return]
+        if method in _ALWAYS_ANSWERED:
+            return lambda: _ALWAYS_ANSWERED[method](instance)
+        if method in _PROPERTY_VERBS and arguments:
+            offered = contract.properties if method == _READ else contract.settable
+            if arguments[0] in offered:
+                verb = _PROPERTY_VERBS[method]
+                return lambda *rest: verb(instance, *rest)
+            raise NotOffered(f"{contract.class_name} offers no {arguments[0]!r}.")
+        raise NotOffered(f"{contract.class_name} offers no method {method!r}.")
+
+    def _finish(
+        self, resident: Resident, ticket: Ticket, payload: bytes
+    ) -> Resident | None:
+        with self._lock:
+            self._calls += 1
+            self._pending -= 1
+            memory = ticket.memory
+            if memory is not None:
+                keep = len(payload) <= self.limits.remembered_bytes_max
+                memory.number = ticket.call.number
+                memory.payload = payload if keep else None
+                memory.ticket = None
+            destination = ticket.destination
+            if destination.ticket is ticket:
+                destination.ticket = None
+            # Busy is cleared under the lock that finds the queue empty: a call that
+            # arrives in between either sees it busy and is found here, or runs itself.
+            following = resident.queue.popleft() if resident.queue else None
+            if following is not None:
+                following.started = True
+            resident.current = following
+            if resident.is_full and len(resident.queue) <= self.limits.queue_max * 0.9:
+                resident.is_full = False
+                log.warning("There is room again in the queue of %s.", resident.name)
+        destination.deliver(payload)
+        return None if following is None else resident
+
+    def prepare(self, shared: SharedClass) -> SharedClass:
+        """Build the default object of a factory, to learn what it offers."""
+        resident = Resident(f"{shared.name}/default", shared)
+        self._build(resident)
+        with self._lock:
+            self._residents[shared.name, "default"] = resident
+        return SharedClass(
+            name=shared.name,
+            build=shared.build,
+            contract=resident.contract,
+            source=shared.source,
+        )
+
+    def describe(self, class_name: str) -> Contract:
+        """Return what a shared class offers; raise ``NotShared`` if there is none."""
+        shared = self._catalogue.get(class_name)
+        if shared is None or shared.contract is None:
+            raise NotShared(
+                f"No class is shared as {class_name!r}; there are: "
+                f"{', '.join(self._catalogue.names()) or 'none'}."
+            )
+        return shared.contract
+
+
+#: The verbs that read and set a property, as the standard library's NamespaceProxy
+#: spells them.
+_READ = "__getattribute__"
+_PROPERTY_VERBS: dict[str, Callable[..., Any]] = {
+    _READ: getattr,
+    "__setattr__": setattr,
+}
+
+_ALWAYS_ANSWERED: dict[str, Callable[[Any], str]] = {"__repr__": repr, "__str__": str}
+
+
+def _arguments(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not call.body:
+        return (), {}
+    decoded = call.body if isinstance(call.body, tuple) else codec.decode(call.body)
+    if (
+        isinstance(decoded, tuple)
+        and len(decoded) == 2
+        and isinstance(decoded[0], tuple)
+        and isinstance(decoded[1], dict)
+        and all(isinstance(name, str) for name in decoded[1])
+    ):
+        return decoded
+    raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
+
+
+def _snapshot(iterator: Any) -> list[Any]:
+    """Return the items as a list; an endless iterator ends in ``TooLarge``."""
+    limit = codec.DEFAULT_LIMITS.nodes_max
+    items = list(itertools.islice(iterator, limit + 1))
+    if len(items) > limit:
+        raise TooLarge(f"An iteration gave more than {limit} items.")
+    return items
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return str(error)[:500]
+    except Exception as failure:
+        # Logged in its place: an error that cannot be printed must not end the turn.
+        return f"<text failed: {type(failure).__name__}>"

@@ -1,0 +1,1 @@
+"""The neighbours, one file each; none is imported unless asked for."""

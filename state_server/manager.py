@@ -1,0 +1,307 @@
+"""The BaseManager face: what code written for ``multiprocessing.managers`` sees.
+
+``StateManager`` is a ``BaseManager``; its server is a ``Service``, its clients' proxies
+are handles. Written anew where the standard library's would count references, name
+objects by memory address, or start a thread for each connection.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.managers
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from . import wire
+from .client import Client, connect
+from .errors import ConfigError
+from .objects import add_ready_made
+from .service import Service, stop_with_parent
+from .settings import ManagerSettings
+from .sharing import Catalogue, catalogue, describe_class, describe_factory
+
+T = TypeVar("T")
+
+_START_TIMEOUT_S = 30.0
+
+
+class Server:
+    """What ``StateManager.get_server`` returns: a service that runs in this process."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._started = threading.Event()
+        self.address: str | tuple[str, int] = service.start().stock
+
+    def serve_forever(self) -> None:
+        """Serve until ``stop`` is called or the process is interrupted."""
+        try:
+            self._service.wait()
+        except (KeyboardInterrupt, SystemExit):
+            pass
+        finally:
+            self._service.stop()
+
+    def stop(self) -> None:
+        """Have ``serve_forever`` return, after the running calls have ended."""
+        self._service.request_stop()
+
+
+class StateManager(multiprocessing.managers.BaseManager):
+    """A ``BaseManager`` whose objects are shared by name, each call whole and alone.
+
+    ``address``: a path, ``(host, port)`` or a URL; ``authkey``: the key, bytes. With
+    neither, the data folder says both. ``data_dir``: where keys and socket live; a
+    temporary folder for a manager that is started here, unless given.
+    """
+
+    _catalogue: Catalogue
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give each subclass a catalogue of its own, as the registry is."""
+        super().__init_subclass__(**options)
+
+    def __init__(
+        self,
+        address: str | tuple[str, int] | os.PathLike[str] | None = None,
+        authkey: bytes | None = None,
+        serializer: str = "pickle",
+        ctx: Any = None,
+        *,
+        shutdown_timeout: float = 10.0,
+        data_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if serializer != "pickle":
+            raise ConfigError(
+                f"The serializer {serializer!r} is not offered; the wire is the checked "
+                "pickle that stock clients use by default."
+            )
+        super().__init__(None, authkey, serializer, ctx)
+        self._given_key = None if authkey is None else bytes(authkey)
+        self._where = None if address is None else wire.parse_address(address)
+        self._data_dir = None if data_dir is None else Path(data_dir)
+        self._own_folder: Path | None = None
+        self._client: Client | None = None
+        self._child: Any = None
+        self._leash: Connection | None = None
+        self._stop_timeout_s = shutdown_timeout
+        self._context = ctx or multiprocessing.get_context()
+
+    @classmethod
+    def register(  # type: ignore[override]
+        cls,
+        typeid: str,
+        callable: Callable[..., Any] | None = None,
+        proxytype: Any = None,
+        exposed: Iterable[str] | None = None,
+        method_to_typeid: Any = None,
+        create_method: bool = True,
+    ) -> None:
+        """Share a class or a factory as ``typeid``, in this manager's server.
+
+        Without ``callable`` only the method is made, for clients. ``proxytype`` and
+        ``method_to_typeid`` have no use here and are accepted for the sake of old code.
+        """
+        if hasattr(cls, typeid) and typeid not in _registered(cls):
+            raise ConfigError(
+                f"{typeid!r} cannot be registered: managers have a method of that name."
+            )
+        shown = None if exposed is None else tuple(exposed)
+        if callable is not None:
+            record = (
+                describe_class(callable, name=typeid, exposed=shown)
+                if isinstance(callable, type)
+                else describe_factory(callable, name=typeid, exposed=shown)
+            )
+            _registered(cls)[typeid] = record
+        else:
+            _registered(cls).setdefault(typeid, None)
+        if create_method:
+
+            def get(self: StateManager, key: str = "default") -> Any:
+                return self.get(typeid, key)
+
+            get.__name__ = typeid
+            get.__doc__ = f"Return a handle of the object ``key`` of {typeid}."
+            setattr(cls, typeid, get)
+
+    @overload
+    def get(self, cls: type[T], key: str = ...) -> T: ...
+
+    @overload
+    def get(self, cls: str, key: str = ...) -> Any: ...
+
+    def get(self, cls: Any, key: str = "default") -> Any:
+        """Return a handle of the object ``key`` of a class."""
+        return self._connected().get(cls, key)
+
+    @property
+    def address(self) -> str | tuple[str, int] | None:  # type: ignore[override]
+        """Return where the manager listens, as the standard library spells it."""
+        return None if self._where is None else self._where.stock
+
+    def connect(self) -> None:
+        """Connect to a manager that is running; raise when it does not answer."""
+        client = self._make_client()
+        client.ping()
+        self._client = client
+
+    def get_server(self) -> Server:  # type: ignore[override]
+        """Return a server for this process; call its ``serve_forever``."""
+        server = Server(Service(self._settings(), self._given_key, self._shared()))
+        self._where = wire.parse_address(server.address)
+        return server
+
+    def start(
+        self, initializer: Callable[..., object] | None = None, initargs: Any = ()
+    ) -> None:
+        """Start a process that serves the objects, and connect to it.
+
+        The process ends with this one. Raises ``ConfigError`` with the child's reason
+        when it cannot start.
+        """
+        if self._child is not None:
+            raise ConfigError("The manager has been started already.")
+        settings = self._settings()
+        ours, theirs = self._context.Pipe()
+        self._child = self._context.Process(
+            target=_serve,
+            args=(
+                theirs,
+                settings,
+                self._given_key,
+                self._shared(),
+                initializer,
+                initargs,
+            ),
+            name=f"{type(self).__name__}-server",
+        )
+        self._child.start()
+        theirs.close()
+        self._leash = ours
+        self._where = self._await_child(ours)
+        self._client = self._make_client()
+
+    def _await_child(self, pipe: Connection) -> wire.Address:
+        try:
+            if not pipe.poll(_START_TIMEOUT_S):
+                raise ConfigError(
+                    f"The manager was not ready after {_START_TIMEOUT_S:g} s."
+                )
+            outcome, text = pipe.recv()
+        except EOFError:
+            self.shutdown()
+            raise ConfigError("The manager's process ended while it started.") from None
+        if outcome != "ready":
+            self.shutdown()
+            raise ConfigError(f"The manager could not start: {text}")
+        return wire.parse_address(text)
+
+    def shutdown(self) -> None:  # type: ignore[override]
+        """Stop the process that ``start`` made; without one, only disconnect."""
+        self.close()
+        if self._leash is not None:
+            # The child watches the other end: closing ours is how it is told.
+            self._leash.close()
+            self._leash = None
+        if self._child is not None:
+            self._child.join(self._stop_timeout_s + 5)
+            if self._child.is_alive():
+                self._child.kill()
+                self._child.join()
+            self._child = None
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
+            self._own_folder = None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the process that ``start`` made."""
+        if self._child is not None:
+            self._child.join(timeout)
+
+    def close(self) -> None:
+        """Close this manager's connections; the server goes on."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> StateManager:  # type: ignore[override]
+        """Start a server, unless connected to one."""
+        if self._client is None and self._child is None:
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the server that was started here; disconnect from any other."""
+        self.shutdown()
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise ConfigError(
+                "The manager is not connected: call start() or connect()."
+            )
+        return self._client
+
+    def _make_client(self) -> Client:
+        return connect(
+            None if self._where is None else str(self._where),
+            self._given_key,
+            data_dir=self._data_dir,
+        )
+
+    def _settings(self) -> ManagerSettings:
+        if self._data_dir is None:
+            self._own_folder = Path(tempfile.mkdtemp(prefix="state-server-"))
+            self._data_dir = self._own_folder
+        return ManagerSettings(
+            data_dir=self._data_dir,
+            address=None if self._where is None else str(self._where),
+            drain_timeout_s=self._stop_timeout_s,
+        )
+
+    def _shared(self) -> Catalogue:
+        """Return the classes of ``share`` and those registered with this class."""
+        shared = catalogue.copy()
+        for cls in reversed(type(self).__mro__):
+            for record in vars(cls).get("_state_server_registered", {}).values():
+                if record is not None:
+                    shared.add(record)
+        add_ready_made(shared)
+        return shared
+
+
+def _registered(cls: type) -> dict[str, Any]:
+    """Return what was registered with this class itself, not with its bases."""
+    if "_state_server_registered" not in vars(cls):
+        cls._state_server_registered = {}  # type: ignore[attr-defined]
+    return vars(cls)["_state_server_registered"]  # type: ignore[no-any-return]
+
+
+def _serve(
+    pipe: Connection,
+    settings: ManagerSettings,
+    key: bytes | None,
+    shared: Catalogue,
+    initializer: Callable[..., object] | None,
+    initargs: Any,
+) -> None:
+    """Be the server's process: say ready or why not, then serve until let go."""
+    service = Service(settings, key, shared)
+    try:
+        if initializer is not None:
+            initializer(*initargs)
+        address = service.start()
+    except Exception as error:
+        # The border of the child's life: the reason goes to the parent, who raises it.
+        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        return
+    pipe.send(("ready", str(address)))
+    stop_with_parent(pipe.fileno(), service.request_stop)
+    service.wait()
+    service.stop()

@@ -1,0 +1,155 @@
+"""The links of one client: how many there are, which are free, whose they are.
+
+A link belongs to the process that made it. After a fork the child closes its copies
+and makes its own; using the parent's would mix up their replies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from .errors import Overloaded, Refused
+from .limits import Edge
+from .link import Link, new_lane
+from .messages import Lane
+
+log = logging.getLogger("state_server.client")
+
+Dial = Callable[[Lane, float], Link]
+
+
+class Pool:
+    """Links by last use. ``_lock`` guards every field; no I/O is done under it."""
+
+    def __init__(self, dial: Dial, connections_max: int) -> None:
+        self._dial = dial
+        self._connections_max = connections_max
+        self._renew()
+        _pools.add(self)
+
+    def __repr__(self) -> str:
+        """Return the numbers an operator asks for first."""
+        return f"<Pool links={len(self._links)} free={len(self._free)}>"
+
+    def _renew(self) -> None:
+        self._process_id = os.getpid()
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._session = os.urandom(16)
+        self._free: list[Link] = []
+        self._links: set[Link] = set()
+        self._dialling = 0
+        self._closed = False
+        self._edge = Edge(log, "connections of one client", self._connections_max)
+
+    def forget_parent(self) -> None:
+        """Close the copies of another process's links, without a word to the manager.
+
+        Locks are made anew: a thread that exists in the parent only may have held them.
+        """
+        inherited, closed = self._links, self._closed
+        self._renew()
+        self._closed = closed
+        for link in inherited:
+            link.socket.close()
+
+    def take(self, deadline: float) -> Link:
+        """Return a free link, or make one.
+
+        Raises ``Overloaded`` when all are in use until the deadline, ``Refused`` when
+        the client is closed, and what ``Link`` raises.
+        """
+        if os.getpid() != self._process_id:
+            self.forget_parent()
+        while True:
+            link = self._take_free(deadline)
+            if link is None:
+                return self._make(new_lane(self._session), deadline)
+            if link.is_quiet():
+                return link
+            self.drop(link)
+
+    def redial(self, lane: Lane, deadline: float) -> Link:
+        """Return a new link of the lane that a broken one had."""
+        with self._lock:
+            self._dialling += 1
+        return self._make(lane, deadline)
+
+    def give(self, link: Link) -> None:
+        """Take back a link whose last call was answered."""
+        with self._lock:
+            # A child that was forked in the meantime has other links.
+            if link in self._links and not self._closed:
+                self._free.append(link)
+                self._freed.notify()
+                return
+        self.drop(link)
+
+    def drop(self, link: Link) -> None:
+        """Close a link that must not be used again."""
+        with self._lock:
+            self._links.discard(link)
+            self._freed.notify()
+        link.close()
+
+    def close(self) -> None:
+        """Close the free links now, and each one in use when its call ends."""
+        if os.getpid() != self._process_id:
+            self.forget_parent()
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+            self._links.difference_update(free)
+            self._freed.notify_all()
+        for link in free:
+            link.close(goodbye=True)
+
+    def _take_free(self, deadline: float) -> Link | None:
+        """Return a free link; ``None`` when the caller is to make one."""
+        with self._lock:
+            while True:
+                if self._closed:
+                    raise Refused("The client is closed; make another with connect().")
+                if self._free:
+                    return self._free.pop()
+                in_use = len(self._links) + self._dialling
+                if not self._edge.reached(in_use):
+                    self._dialling += 1
+                    return None
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0:
+                    raise Overloaded(
+                        f"All {in_use} connections of this client were in use until "
+                        "the deadline (client_connections_max)."
+                    )
+                self._freed.wait(remaining_s)
+
+    def _make(self, lane: Lane, deadline: float) -> Link:
+        link = None
+        try:
+            link = self._dial(lane, deadline)
+            return link
+        finally:
+            with self._lock:
+                self._dialling -= 1
+                if link is not None:
+                    self._links.add(link)
+                else:
+                    self._freed.notify()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

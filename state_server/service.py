@@ -1,0 +1,430 @@
+"""The life of a manager's process: start, ready, drain, stop; signals and the lock file.
+
+The order of the start: settings, data folder, lock, keys, objects, socket, threads,
+ready. The order of the stop: no new connections, no new calls, running calls end, the
+connections close, the socket file goes, the lock goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from . import settings as configuration
+from . import wire
+from .conversation import Manners
+from .engine import Engine, EngineLimits
+from .errors import ConfigError, Denied, NotAllowed
+from .host import Host, HostLimits
+from .objects import add_ready_made
+from .settings import ManagerSettings
+from .sharing import Catalogue, catalogue, load_objects
+from .version import VERSION
+
+log = logging.getLogger("state_server.service")
+
+#: Exit codes of the command.
+EXIT_CONFIG, EXIT_LOCKED = 2, 3
+
+
+class DataDirLocked(ConfigError):
+    """Another manager, which is alive, uses the data folder."""
+
+
+class DataDirLock:
+    """The lock of a data folder, held by a living process and by nothing else."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Take the lock; raise ``DataDirLocked`` when another process holds it."""
+        path = data_dir / "manager.lock"
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock_exclusively(self._descriptor)
+        except OSError:
+            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            raise DataDirLocked(
+                f"The data folder {data_dir} is in use by another manager "
+                f"(process {holder or 'unknown'}). Stop it, or use another --data-dir."
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Give the lock back. The file stays: deleting it would let two hold it."""
+        os.close(self._descriptor)
+
+
+def data_dir_is_locked(data_dir: Path) -> bool:
+    """Tell whether a living manager uses the data folder."""
+    try:
+        descriptor = os.open(data_dir / "manager.lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _lock_exclusively(descriptor)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_exclusively(descriptor: int) -> None:
+    """Lock a file without waiting; raise ``OSError`` when somebody else has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        # flock, not lockf: it belongs to the open file, so closing another
+        # descriptor of the same file does not lose it.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Service:
+    """One manager: host, engine and socket, from start to stop.
+
+    Used by the main thread of the process. ``_stop`` may be set by anybody.
+    """
+
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        key: bytes | None = None,
+        shared: Catalogue | None = None,
+    ) -> None:
+        self._settings = settings
+        self._given_key = key
+        self._catalogue = catalogue if shared is None else shared
+        self._stop = threading.Event()
+        self._lock: DataDirLock | None = None
+        self._listener: socket.socket | None = None
+        self._engine: Engine | None = None
+        self._host: Host | None = None
+        self.address: wire.Address | None = None
+        self.key = b""
+
+    def __repr__(self) -> str:
+        """Say where it listens and how it is."""
+        return f"<Service at {self.address} {self._host!r} {self._engine!r}>"
+
+    def start(self) -> wire.Address:
+        """Start; return the address once calls are accepted.
+
+        Raises ``ConfigError`` when a setting must change. Nothing is left behind then.
+        """
+        try:
+            return self._start()
+        except BaseException:
+            self._release()
+            raise
+
+    def _start(self) -> wire.Address:
+        settings = self._settings
+        configuration.make_private_folder(settings.data_dir)
+        self._lock = DataDirLock(settings.data_dir)
+        self.key = self._given_key or _key(settings)
+        admin_key = _admin_key(settings.data_dir)
+        for specification in settings.objects:
+            load_objects(specification)
+        add_ready_made(self._catalogue)
+        wanted = _wanted_address(settings)
+        self._listener, self.address = listen(wanted, settings.backlog)
+        self._host = Host(self._catalogue, os.urandom(16), _host_limits(settings))
+        for name in self._catalogue.names():
+            shared = self._catalogue.get(name)
+            if shared is not None and shared.contract is None:
+                self._catalogue.add(self._host.prepare(shared))
+        manners = Manners(
+            self.key,
+            admin_key,
+            self._host,
+            self._control,
+            settings.frame_bytes_max,
+            settings.allow_md5,
+        )
+        self._engine = Engine(manners, _engine_limits(settings))
+        self._engine.start(self._listener)
+        _write_address(settings.data_dir, self.address)
+        log.info(
+            "Ready at %s, sharing %s.",
+            self.address,
+            ", ".join(self._catalogue.names()),
+        )
+        return self.address
+
+    def request_stop(self) -> None:
+        """Have ``wait`` return; any thread or signal handler may call this."""
+        self._stop.set()
+
+    def wait(self) -> None:
+        """Wait until the service is asked to stop."""
+        while not self._stop.wait(1.0):
+            pass
+
+    def stop(self) -> None:
+        """Drain and stop: running calls end, within the time the settings give."""
+        if self._engine is not None:
+            self._engine.drain(self._settings.drain_timeout_s)
+            self._engine.stop()
+        self._release()
+        log.info("Stopped.")
+
+    def __enter__(self) -> Service:
+        """Start the service."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the service."""
+        self.stop()
+
+    def _release(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            if self.address is not None and self.address.path is not None:
+                Path(self.address.path).unlink(missing_ok=True)
+            (self._settings.data_dir / "address").unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _control(self, verb: str, args: tuple[Any, ...], is_admin: bool) -> object:
+        """Answer a call to the manager itself."""
+        assert self._host is not None
+        if verb == "ping":
+            return "pong"
+        if verb == "describe" and len(args) == 1 and isinstance(args[0], str):
+            return tuple(self._host.describe(args[0]))
+        if verb == "status":
+            return self._status()
+        if verb == "stop":
+            if not is_admin:
+                raise Denied(
+                    "Stopping the manager needs the admin key: "
+                    "connect(data_dir=…, admin=True) as the owner of the data folder."
+                )
+            self.request_stop()
+            return None
+        raise NotAllowed(f"The manager has no verb {verb!r} with these arguments.")
+
+    def _status(self) -> dict[str, Any]:
+        assert self._host is not None
+        assert self._engine is not None
+        return {
+            "version": VERSION,
+            "address": str(self.address),
+            "process_id": os.getpid(),
+            "classes": self._catalogue.names(),
+            **self._host.status(),
+            **self._engine.status(),
+        }
+
+
+def main(arguments: list[str], program: str = "start_manager.py") -> int:
+    """Run a manager until it is told to stop; return the exit code."""
+    try:
+        settings = configuration.from_command_line(
+            ManagerSettings,
+            arguments,
+            os.environ,
+            program=program,
+            description="Host shared objects for web workers and other clients.",
+        )
+    except ConfigError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    log_to_stderr(settings.log_level)
+    for sentence in configuration.unknown_variables(os.environ):
+        log.warning(sentence)
+    service = Service(settings)
+    forget_signals = stop_on_signals(service.request_stop)
+    try:
+        address = service.start()
+    except ConfigError as error:
+        log.error("The manager was not started: %s", error)
+        return EXIT_LOCKED if isinstance(error, DataDirLocked) else EXIT_CONFIG
+    if settings.parent_fd is not None:
+        stop_with_parent(settings.parent_fd, service.request_stop)
+    print(f"ready {address}", flush=True)
+    service.wait()
+    service.stop()
+    forget_signals()
+    return 0
+
+
+def log_to_stderr(level: str) -> None:
+    """Send the logs of this process to standard error."""
+    logging.basicConfig(
+        level=level,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
+    )
+
+
+def stop_on_signals(stop: Callable[[], None]) -> Callable[[], None]:
+    """Call ``stop`` on SIGTERM and SIGINT; a second one ends the process at once.
+
+    Returns a function that puts the former handlers back.
+    """
+    asked = False
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            log.warning("Stopped at once, by a second signal.")
+            os._exit(128 + number)
+        asked = True
+        stop()
+
+    former = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    return restore
+
+
+def stop_with_parent(descriptor: int, stop: Callable[[], None]) -> None:
+    """Call ``stop`` when the pipe of the process that started us closes."""
+
+    def watch() -> None:
+        try:
+            while os.read(descriptor, 1024):
+                pass
+        except OSError as error:
+            log.warning("The parent's pipe cannot be read: %s.", error)
+        stop()
+
+    threading.Thread(target=watch, name="state-server-parent", daemon=True).start()
+
+
+def listen(wanted: wire.Address, backlog: int) -> tuple[socket.socket, wire.Address]:
+    """Return a listening socket and its address.
+
+    A socket file that a dead manager left is replaced: the caller holds the lock of the
+    data folder, and nobody answers there. Raises ``ConfigError`` when the address is
+    taken or cannot be used.
+    """
+    if wanted.path is not None:
+        return _listen_on_path(Path(wanted.path), backlog), wanted
+    family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((wanted.host, wanted.port))
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"The address {wanted} cannot be used: {error}.") from error
+    return listener, wire.Address(host=wanted.host, port=listener.getsockname()[1])
+
+
+def _listen_on_path(path: Path, backlog: int) -> socket.socket:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigError("This platform has no Unix sockets; use tcp://127.0.0.1:0.")
+    _remove_stale_socket(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Private from the first moment; no other thread makes files yet.
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"The socket {path} cannot be made: {error}.") from error
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _remove_stale_socket(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is not a socket; it was left alone.")
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.settimeout(1.0)
+        probe.connect(str(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} is in use: {error}.") from error
+    else:
+        raise ConfigError(f"{path} is in use: a server answers there.")
+    finally:
+        probe.close()
+
+
+def _wanted_address(settings: ManagerSettings) -> wire.Address:
+    if settings.address is not None:
+        address = wire.parse_address(settings.address)
+    elif sys.platform == "win32":
+        address = wire.Address(host="127.0.0.1", port=0)
+    else:
+        # Absolute, because clients read it in folders of their own.
+        address = wire.parse_address(settings.data_dir.absolute() / "manager.sock")
+    if address.is_wildcard and not settings.allow_wildcard:
+        raise ConfigError(
+            f"The address {address} lets any machine connect, and the connection is "
+            "not encrypted. Use 127.0.0.1 or a Unix socket, or say --allow-wildcard "
+            "true if the network is private."
+        )
+    return address
+
+
+def _key(settings: ManagerSettings) -> bytes:
+    key = configuration.read_authkey(settings, os.environ)
+    if key is None:
+        path = settings.authkey_file or settings.data_dir / "authkey"
+        key = configuration.make_key_file(path)
+        log.info("A new key was written to %s.", path)
+    return key
+
+
+def _admin_key(data_dir: Path) -> bytes:
+    path = data_dir / "adminkey"
+    return configuration.read_key_file(path) or configuration.make_key_file(path)
+
+
+def _write_address(data_dir: Path, address: wire.Address) -> None:
+    """Let clients that know the data folder find the manager; whole or not at all."""
+    fresh = data_dir / "address.new"
+    fresh.write_text(f"{address}\n")
+    fresh.replace(data_dir / "address")
+
+
+def _host_limits(settings: ManagerSettings) -> HostLimits:
+    return HostLimits(**{name: getattr(settings, name) for name in HostLimits._fields})
+
+
+def _engine_limits(settings: ManagerSettings) -> EngineLimits:
+    return EngineLimits(
+        **{name: getattr(settings, name) for name in EngineLimits._fields}
+    )

@@ -1,0 +1,365 @@
+"""Settings: frozen records, and the only reader of the environment and of key files.
+
+Each field is one setting, and says everything about it: its default, its unit (in the
+name), its help text. The option (``--data-dir``), the environment variable
+(``STATE_SERVER_DATA_DIR``) and the docs page are made from it. The command line wins
+over the environment, the environment over the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+PREFIX = "STATE_SERVER_"
+
+#: Names with our prefix that belong to no record: a key must not stand on a command
+#: line, where every user of the machine can read it.
+SECRETS = ("AUTHKEY",)
+
+MEBIBYTE = 1024 * 1024
+
+
+def _boolean(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words |= {"0": False, "false": False, "no": False, "off": False}
+    try:
+        return words[text.strip().lower()]
+    except KeyError:
+        raise ValueError(f"expected true or false, not {text!r}") from None
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError(f"expected a whole number from {least}, not {text!r}")
+        return value
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"expected a number of seconds above 0, not {text!r}")
+    return value
+
+
+def _level(text: str) -> str:
+    level = text.upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError(f"expected debug, info, warning or error, not {text!r}")
+    return level
+
+
+def _setting(
+    default: Any, parse: Callable[[str], Any], text: str, *, repeatable: bool = False
+) -> Any:
+    """Return a field that carries all that is known of one setting."""
+    metadata = {"parse": parse, "help": text, "repeatable": repeatable}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonSettings:
+    """What every process of the family reads."""
+
+    data_dir: Path = _setting(
+        Path("var"), Path, "private folder of the manager: keys, socket, lock, state"
+    )
+    address: str | None = _setting(
+        None, str, "unix:///path or tcp://host:port; default: in the data folder"
+    )
+    authkey_file: Path | None = _setting(
+        None, Path, "file that holds the key; default: authkey in the data folder"
+    )
+    log_level: str = _setting("INFO", _level, "debug, info, warning or error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagerSettings(CommonSettings):
+    """What the manager reads: where it listens, what it hosts, every limit."""
+
+    objects: tuple[str, ...] = _setting(
+        (), str, "module or module:Class to share; may be repeated", repeatable=True
+    )
+    allow_md5: bool = _setting(
+        True, _boolean, "accept stock clients of Python 3.10 and 3.11"
+    )
+    allow_wildcard: bool = _setting(
+        False, _boolean, "permit an address that any machine can reach"
+    )
+    backlog: int = _setting(4096, _whole(1), "connections waiting to be accepted")
+    connections_max: int = _setting(10_000, _whole(1), "open connections")
+    handshakes_max: int = _setting(
+        1024, _whole(1), "connections that have not shown their key yet"
+    )
+    handshake_timeout_s: float = _setting(
+        10.0, _seconds, "time to show the key after connecting"
+    )
+    frame_bytes_max: int = _setting(
+        64 * MEBIBYTE, _whole(1024), "size of one call or reply"
+    )
+    inbound_bytes_max: int = _setting(
+        512 * MEBIBYTE, _whole(1024), "unfinished frames of all connections together"
+    )
+    outbound_bytes_max: int = _setting(
+        512 * MEBIBYTE, _whole(1024), "unread replies of all connections together"
+    )
+    frame_timeout_s: float = _setting(
+        60.0, _seconds, "time for the rest of a frame that has begun"
+    )
+    write_timeout_s: float = _setting(
+        60.0, _seconds, "time for a client to take its reply"
+    )
+    threads_max: int = _setting(64, _whole(3), "threads that may run methods")
+    takeover_after_s: float = _setting(
+        0.005, _seconds, "a method that runs longer gives up the leader's place"
+    )
+    slice_s: float = _setting(
+        0.05, _seconds, "time a displaced thread serves one object's queue at a stretch"
+    )
+    queue_max: int = _setting(10_000, _whole(1), "calls waiting for one object")
+    pending_max: int = _setting(100_000, _whole(1), "calls waiting for all objects")
+    objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
+    call_timeout_max_s: float = _setting(
+        300.0, _seconds, "longest deadline of a call; longer ones are cut to it"
+    )
+    lanes_max: int = _setting(
+        100_000, _whole(1), "connections whose last reply is remembered"
+    )
+    lane_retention_s: float = _setting(
+        900.0, _seconds, "how long a reply is remembered after its connection ended"
+    )
+    remembered_bytes_max: int = _setting(
+        64 * 1024, _whole(0), "largest reply that is remembered word for word"
+    )
+    drain_timeout_s: float = _setting(
+        10.0, _seconds, "time for running calls to end when the manager stops"
+    )
+    parent_fd: int | None = _setting(
+        None, int, "descriptor of a pipe; the manager stops when it closes"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebSettings(CommonSettings):
+    """What the web half reads: the supervisor and its worker processes."""
+
+    bind: str = _setting("127.0.0.1:8000", str, "host:port of the web server")
+    workers: int = _setting(2, _whole(1), "worker processes")
+    threads: int = _setting(8, _whole(1), "threads of each worker process")
+    app: str = _setting(
+        "web.app:create_app", str, "module:factory of the Flask application"
+    )
+    objects: tuple[str, ...] = _setting(
+        (), str, "module or module:Class for the embedded manager", repeatable=True
+    )
+    ready_timeout_s: float = _setting(
+        30.0, _seconds, "time for a worker or the manager to become ready"
+    )
+    drain_timeout_s: float = _setting(
+        10.0, _seconds, "time for running requests to end when a worker stops"
+    )
+    linger_s: float = _setting(
+        1.0, _seconds, "time a draining worker still serves its open connections"
+    )
+    backoff_max_s: float = _setting(
+        30.0, _seconds, "longest wait before a process that keeps dying is replaced"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings(CommonSettings):
+    """What a client reads when ``connect`` is called without arguments."""
+
+    timeout_s: float = _setting(30.0, _seconds, "deadline of a call")
+    client_connections_max: int = _setting(
+        64, _whole(1), "connections of one client, one call in flight on each"
+    )
+
+
+Record = TypeVar("Record", bound=CommonSettings)
+
+_RECORDS: tuple[type[CommonSettings], ...] = (
+    ManagerSettings,
+    WebSettings,
+    ClientSettings,
+)
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of the setting called ``name``."""
+    return PREFIX + name.upper()
+
+
+def from_environment(
+    record: type[Record], environ: Mapping[str, str], **given: Any
+) -> Record:
+    """Return the record that the environment describes, except for what is ``given``.
+
+    Raises ``ConfigError`` naming the variable and its value when one does not fit.
+    """
+    return record(**{**_environment_values(record, environ), **given})
+
+
+def from_command_line(
+    record: type[Record],
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    program: str,
+    description: str,
+) -> Record:
+    """Return the record that the command line and the environment describe."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    for setting in dataclasses.fields(record):
+        parser.add_argument(
+            "--" + setting.name.replace("_", "-"),
+            dest=setting.name,
+            default=argparse.SUPPRESS,
+            action="append" if setting.metadata["repeatable"] else "store",
+            metavar="VALUE",
+            help=f"{setting.metadata['help']} (default: {_shown(setting.default)}; "
+            f"environment: {variable(setting.name)})",
+        )
+    given = vars(parser.parse_args(list(arguments)))
+    values = _environment_values(record, environ)
+    for setting in dataclasses.fields(record):
+        if setting.name in given:
+            option = "--" + setting.name.replace("_", "-")
+            values[setting.name] = _parsed(setting, given[setting.name], option)
+    return record(**values)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return one sentence for each variable with our prefix that no setting has."""
+    known = {variable(name) for name in SECRETS}
+    for record in _RECORDS:
+        known |= {variable(setting.name) for setting in dataclasses.fields(record)}
+    sentences = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+            sentences.append(
+                f"The environment variable {name} is not a setting and has no effect; "
+                f"did you mean {nearest[0]}?"
+            )
+    return sentences
+
+
+def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes | None:
+    """Return the key from the environment or its file, or ``None`` if there is none.
+
+    Raises ``ConfigError`` when the key is empty or its file cannot be read.
+    """
+    text = environ.get(variable("AUTHKEY"))
+    if text is not None:
+        return _nonempty(text.encode(), f"the variable {variable('AUTHKEY')}")
+    path = settings.authkey_file or settings.data_dir / "authkey"
+    return read_key_file(path)
+
+
+def read_key_file(path: Path) -> bytes | None:
+    """Return the key in ``path``, or ``None`` if there is no such file."""
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"The key file {path} cannot be read: {error}.") from error
+    return _nonempty(key, f"the key file {path}")
+
+
+def read_address_file(data_dir: Path) -> str | None:
+    """Return the URL that a manager wrote into its data folder, or ``None``."""
+    try:
+        return (data_dir / "address").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def make_key_file(path: Path) -> bytes:
+    """Write a new random key to ``path``, readable by its owner only; return it."""
+    key = secrets.token_hex(32).encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+def make_private_folder(path: Path) -> None:
+    """Make ``path`` a folder that only its owner can enter.
+
+    An empty folder of ours is made private. Raises ``ConfigError`` when others may
+    enter a folder that holds something already: it may have been read.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sys.platform != "win32" and not any(path.iterdir()):
+            path.chmod(0o700)
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(f"The data folder {path} cannot be made: {error}.") from error
+    if sys.platform != "win32" and mode & 0o077:
+        raise ConfigError(
+            f"The data folder {path} can be entered by others (mode {mode:04o}); "
+            f"it holds the key and the state. Run: chmod 700 {path}"
+        )
+
+
+def _environment_values(
+    record: type[CommonSettings], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    values = {}
+    for setting in dataclasses.fields(record):
+        name = variable(setting.name)
+        if name in environ:
+            text = environ[name]
+            many = setting.metadata["repeatable"]
+            given = [part.strip() for part in text.split(",")] if many else text
+            values[setting.name] = _parsed(setting, given, name)
+    return values
+
+
+def _parsed(
+    setting: dataclasses.Field[Any], given: str | list[str], source: str
+) -> Any:
+    parse = setting.metadata["parse"]
+    try:
+        if setting.metadata["repeatable"]:
+            return tuple(parse(text) for text in given if text)
+        return parse(given)
+    except ValueError as error:
+        raise ConfigError(
+            f"{source} is {given!r}, which does not fit: {error}. "
+            f"It means: {setting.metadata['help']}."
+        ) from None
+
+
+def _shown(default: object) -> str:
+    return "none" if default in (None, ()) else str(default)
+
+
+def _nonempty(key: bytes, source: str) -> bytes:
+    key = key.strip(b"\r\n")
+    if not key:
+        raise ConfigError(
+            f"The key in {source} is empty; delete the file so that the manager makes "
+            "a new one, or set a key."
+        )
+    return key

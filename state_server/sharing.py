@@ -1,0 +1,344 @@
+"""What a class offers, decided once and from the class alone; and the catalogue.
+
+Nothing is ever run on an instance to find out what it offers: properties are not read,
+``__getattr__`` is not asked. What is not in the contract cannot be called, whatever the
+caller sends.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
+
+from .errors import ConfigError, NotShared
+from .messages import Contract
+
+#: The special methods that a handle offers when the class defines them.
+CONTAINER_METHODS = frozenset(
+    {
+        "__len__",
+        "__getitem__",
+        "__setitem__",
+        "__delitem__",
+        "__contains__",
+        "__iter__",
+        "__bool__",
+    }
+)
+
+#: What a handle uses for itself; a class that offers one of these could not be reached.
+RESERVED_NAMES = frozenset({"with_options"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedClass:
+    """One class that a manager hosts: how its objects are built and what they offer.
+
+    ``contract`` is ``None`` only for a factory whose class is known after its first
+    object was built.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    contract: Contract | None
+    source: str
+    slow: bool = False
+    ready_made: bool = False
+    exposed: tuple[str, ...] | None = None
+    types: frozenset[type] = field(default_factory=frozenset)
+
+
+class Catalogue:
+    """The shared classes of one process, by name and by class.
+
+    ``_lock`` guards both tables; they are only ever added to or replaced in.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: dict[str, SharedClass] = {}
+        self._names: dict[type, str] = {}
+
+    def __repr__(self) -> str:
+        """Return the names of all shared classes."""
+        return f"<Catalogue of {', '.join(sorted(self._by_name)) or 'nothing'}>"
+
+    def add(self, shared: SharedClass) -> None:
+        """Add a class; raise ``ConfigError`` if another one has its name.
+
+        A ready-made class gives way to one of the user's own, and a module that is
+        loaded again replaces what it shared before.
+        """
+        with self._lock:
+            present = self._by_name.get(shared.name)
+            if present is not None and present.source != shared.source:
+                if shared.ready_made:
+                    return
+                if not present.ready_made:
+                    raise ConfigError(
+                        f"{shared.source} cannot be shared as {shared.name!r}: "
+                        f"{present.source} has that name. Choose another with name=."
+                    )
+            self._by_name[shared.name] = shared
+            for cls in shared.types:
+                self._names[cls] = shared.name
+
+    def get(self, name: str) -> SharedClass | None:
+        """Return the class shared as ``name``, or ``None``."""
+        return self._by_name.get(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all shared classes, sorted."""
+        with self._lock:
+            return sorted(self._by_name)
+
+    def name_of(self, cls: type) -> str:
+        """Return the name that ``cls`` is shared as; raise ``NotShared`` if it is not."""
+        name = self._names.get(cls)
+        if name is None:
+            raise NotShared(
+                f"The class {_path(cls)} is not shared in this process. Decorate it "
+                "with @share, call share() on it, or pass the name it is shared as."
+            )
+        return name
+
+    def copy(self) -> Catalogue:
+        """Return a catalogue with the same classes, to be added to on its own."""
+        twin = Catalogue()
+        with self._lock:
+            twin._by_name.update(self._by_name)
+            twin._names.update(self._names)
+        return twin
+
+
+#: Where ``share`` puts classes.
+catalogue = Catalogue()
+
+
+@overload
+def share(cls: type[T], /) -> type[T]: ...
+
+
+@overload
+def share(
+    cls: type[T],
+    /,
+    *,
+    name: str | None = None,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    exposed: Iterable[str] | None = None,
+    slow: bool = False,
+) -> type[T]: ...
+
+
+@overload
+def share(
+    *,
+    name: str | None = None,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    exposed: Iterable[str] | None = None,
+    slow: bool = False,
+) -> Callable[[type[T]], type[T]]: ...
+
+
+def share(
+    cls: type[T] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    exposed: Iterable[str] | None = None,
+    slow: bool = False,
+) -> Any:
+    """Share a class: its objects live in the manager, everybody calls their methods.
+
+    Use it as ``@share``, as ``@share(name="Room")``, or as ``share(Class)`` for a class
+    that cannot be decorated. The class is returned unchanged.
+
+    ``name``: what callers call it; the class's own name if left out. ``args``,
+    ``kwargs``: what each new object is built with. ``exposed``: the only methods and
+    properties that callers may use; all public ones if left out. ``slow``: its methods
+    block or compute for long and are never run by the thread that serves the sockets.
+
+    Raises ``ConfigError`` for a class that cannot be shared as asked.
+    """
+    if cls is None:
+        return lambda decorated: share(
+            decorated, name=name, args=args, kwargs=kwargs, exposed=exposed, slow=slow
+        )
+    catalogue.add(
+        describe_class(
+            cls, name=name, args=args, kwargs=kwargs, exposed=exposed, slow=slow
+        )
+    )
+    return cls
+
+
+def describe_class(
+    cls: type,
+    *,
+    name: str | None = None,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    exposed: Iterable[str] | None = None,
+    slow: bool = False,
+    ready_made: bool = False,
+) -> SharedClass:
+    """Return the record of ``cls``, without adding it to a catalogue."""
+    if not isinstance(cls, type):
+        raise ConfigError(f"Only a class can be shared, not {cls!r}.")
+    chosen = checked_name(cls.__name__ if name is None else name)
+    return SharedClass(
+        name=chosen,
+        build=functools.partial(cls, *args, **(kwargs or {})),
+        contract=contract_of(cls, chosen, exposed),
+        source=_path(cls),
+        slow=slow,
+        ready_made=ready_made,
+        types=frozenset({cls}),
+    )
+
+
+def describe_factory(
+    factory: Callable[[], Any], *, name: str, exposed: Iterable[str] | None = None
+) -> SharedClass:
+    """Return the record of objects that ``factory`` makes.
+
+    The contract is that of the class of the first object that it returns.
+    """
+    return SharedClass(
+        name=checked_name(name),
+        build=factory,
+        contract=None,
+        source=f"the factory {getattr(factory, '__qualname__', factory)!s}",
+        exposed=None if exposed is None else tuple(exposed),
+    )
+
+
+def checked_name(name: str) -> str:
+    """Return ``name`` if a class can be shared by it; raise ``ConfigError`` if not."""
+    if not isinstance(name, str) or not name or "/" in name or len(name) > 200:
+        raise ConfigError(
+            f"A class cannot be shared as {name!r}: a name is text of 1 to 200 "
+            "characters without a slash."
+        )
+    return name
+
+
+def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> Contract:
+    """Return what ``cls`` offers: its public methods, properties, container methods.
+
+    Raises ``ConfigError`` when ``exposed`` names something that the class has not, or
+    when a method cannot be called from afar.
+    """
+    if exposed is None:
+        wanted = [
+            attribute
+            for attribute in dir(cls)
+            if _is_public(attribute) and _sort(cls, attribute) is not None
+        ]
+    else:
+        wanted = list(exposed)
+    methods, properties, settable = set(), set(), set()
+    for attribute in wanted:
+        sort = _sort(cls, attribute) if _is_public(attribute) else None
+        if sort is None:
+            raise ConfigError(
+                f"{_path(cls)} cannot expose {attribute!r}: it is not a public method, "
+                "a property or a container method of the class."
+            )
+        if attribute in RESERVED_NAMES:
+            raise ConfigError(
+                f"{_path(cls)} offers {attribute!r}, a name that handles use "
+                "themselves. Rename it, or leave it out with exposed=."
+            )
+        if sort == "method":
+            _check_callable(cls, attribute)
+            methods.add(attribute)
+        else:
+            properties.add(attribute)
+            if sort == "settable":
+                settable.add(attribute)
+    return Contract(
+        name, frozenset(methods), frozenset(properties), frozenset(settable)
+    )
+
+
+def load_objects(specification: str) -> None:
+    """Import ``module`` or ``module:Class`` and share what it names.
+
+    Raises ``ConfigError`` when the module cannot be imported, has no such class, or
+    shares nothing.
+    """
+    module_name, _, class_name = specification.partition(":")
+    before = set(catalogue.names())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"The objects {specification!r} cannot be loaded: {error}. Is the module "
+            "in the current folder or installed?"
+        ) from error
+    if not class_name:
+        shared_there = any(
+            shared is not None and shared.source.startswith(module_name + ".")
+            for shared in map(catalogue.get, catalogue.names())
+        )
+        if not shared_there and set(catalogue.names()) == before:
+            raise ConfigError(
+                f"The module {module_name!r} shares nothing: decorate a class with "
+                f"@share, or name one, as in {module_name}:ClassName."
+            )
+        return
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
+        raise ConfigError(
+            f"The module {module_name!r} has no class {class_name!r} to share."
+        )
+    if cls not in catalogue._names:
+        share(cls)
+
+
+def _is_public(attribute: str) -> bool:
+    return not attribute.startswith("_") or attribute in CONTAINER_METHODS
+
+
+def _sort(cls: type, attribute: str) -> str | None:
+    """Return "method", "property", "settable", or ``None`` for anything else."""
+    try:
+        static = inspect.getattr_static(cls, attribute)
+    except AttributeError:
+        return None
+    if isinstance(static, property):
+        return "property" if static.fset is None else "settable"
+    if isinstance(static, functools.cached_property):
+        return "property"
+    if isinstance(static, (staticmethod, classmethod, functools.partialmethod)):
+        return "method"
+    # Methods of built-in classes are descriptors of several kinds; all are routines.
+    if inspect.isroutine(static):
+        return "method"
+    return None
+
+
+def _check_callable(cls: type, attribute: str) -> None:
+    function = inspect.unwrap(getattr(cls, attribute))
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(
+            f"{_path(cls)}.{attribute} is async; the manager calls plain methods only. "
+            "Make it a plain method, or leave it out with exposed=."
+        )
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,492 @@
+"""Frames, addresses and the handshake: bytes between client and server, no sockets.
+
+The wire is that of ``multiprocessing.connection``: a length (4 bytes, signed, network
+order; -1 and then 8 bytes for a frame above 2 GiB) and the payload. After the stock
+handshake a stock client sends pickles; ours sends frames that begin with ``MARK``, a
+byte that no pickle begins with.
+
+    own frame   offset  size  meaning
+    every one   0       1     MARK
+                1       1     kind
+    HELLO       2       2     version of the protocol
+                4       16    session
+                20      16    lane
+                36      32    proof: HMAC-SHA256 of the key over role and both nonces
+                68      32    the same of the admin key, or zeros
+    WELCOME     2       16    boot id of the server
+                18      8     its process id
+                26      32    proof
+                58      1     1 when the admin key was shown
+    CALL        2       8     number of the call in its lane
+                10      8     seconds left until its deadline (double)
+                18      16    boot id of the server it was first sent to
+                34      1     bytes of the class name
+                35      2     bytes of the key
+                37      1     bytes of the method
+                38            class name, key, method (UTF-8), then the encoded arguments
+    DONE        2       8     number of the call; then the encoded value
+    FAILED      2       8     number of the call; then the encoded failure
+    GOODBYE                   nothing: every reply of this lane has been read
+
+Handshake, as in Lib/multiprocessing/connection.py of CPython 3.10 to 3.13: a challenge
+of 40 bytes with the prefix ``{sha256}``. Versions 3.10 and 3.11 answer it with a bare
+HMAC-MD5, later ones and ours with ``{sha256}`` and the HMAC. A peer without the key can
+pass that by handing our challenge to somebody else who has it; so the first own frame
+of each side proves the key over the side's role and the nonces of both, and no call is
+sent before the server's proof was checked.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import struct
+import sys
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .errors import ConfigError, Denied, NotAllowed, TooLarge
+from .messages import Call, Lane
+
+MARK = 0xF5
+HELLO, WELCOME, CALL, DONE, FAILED, GOODBYE = range(1, 7)
+PROTOCOL_VERSION = 1
+
+CHALLENGE = b"#CHALLENGE#"
+ACCEPTED = b"#WELCOME#"
+REJECTED = b"#FAILURE#"
+#: Sent in place of the challenge when the server takes no more connections.
+FULL = b"#OVERLOADED#"
+
+#: No frame of a handshake is larger (the stock side reads at most 256 bytes).
+HANDSHAKE_BYTES_MAX = 256
+
+_NONCE_BYTES = 40
+_PREFIX = b"{sha256}"
+_LENGTH = struct.Struct("!i")
+_LONG_LENGTH = struct.Struct("!Q")
+_HELLO = struct.Struct("!BBH16s16s32s32s")
+_WELCOME = struct.Struct("!BB16sQ32sB")
+_CALL = struct.Struct("!BBQd16sBHB")
+_REPLY = struct.Struct("!BBQ")
+_NO_PROOF = bytes(32)
+
+
+# Frames ------------------------------------------------------------------------------
+
+
+def framed(payload: bytes) -> bytes:
+    """Return ``payload`` with its length in front."""
+    size = len(payload)
+    if size <= 0x7FFFFFFF:
+        return _LENGTH.pack(size) + payload
+    return _LENGTH.pack(-1) + _LONG_LENGTH.pack(size) + payload
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames. Owned by one thread at a time.
+
+    Memory grows with what has arrived, never with what a length promises.
+    """
+
+    __slots__ = ("_buffer", "_start", "bytes_max")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._buffer = bytearray()
+        self._start = 0
+
+    @property
+    def buffered(self) -> int:
+        """Return the number of bytes that wait for the rest of their frame."""
+        return len(self._buffer) - self._start
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take in ``data``; return the next whole frame, or ``None``.
+
+        Raises ``TooLarge`` for a frame above ``bytes_max`` and ``NotAllowed`` for a
+        length that no frame has.
+        """
+        if not self._buffer and len(data) >= 4:
+            # The common case: exactly one small frame in one piece, no copy kept.
+            (size,) = _LENGTH.unpack_from(data)
+            if 0 <= size == len(data) - 4 and size <= self.bytes_max:
+                return data[4:]
+        self._buffer += data
+        return self.next()
+
+    def next(self) -> bytes | None:
+        """Return the next frame that is already here whole, or ``None``."""
+        available = len(self._buffer) - self._start
+        if available < 4:
+            return None
+        head = 4
+        (size,) = _LENGTH.unpack_from(self._buffer, self._start)
+        if size == -1:
+            if available < 12:
+                return None
+            head = 12
+            (size,) = _LONG_LENGTH.unpack_from(self._buffer, self._start + 4)
+        if size < 0:
+            raise NotAllowed(f"A frame cannot have the length {size}.")
+        if size > self.bytes_max:
+            raise TooLarge(
+                f"A frame of {size} bytes is above the limit of {self.bytes_max}."
+            )
+        end = self._start + head + size
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(memoryview(self._buffer)[self._start + head : end])
+        self._start = end
+        if self._start == len(self._buffer):
+            self._buffer = bytearray()
+            self._start = 0
+        elif self._start > 65536:
+            del self._buffer[: self._start]
+            self._start = 0
+        return payload
+
+
+# Our own frames ----------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """The first own frame of a client."""
+
+    version: int
+    lane: Lane
+    proof: bytes
+    admin_proof: bytes
+
+
+class Welcome(NamedTuple):
+    """The first own frame of a server."""
+
+    boot_id: bytes
+    process_id: int
+    proof: bytes
+    is_admin: bool
+
+
+class Reply(NamedTuple):
+    """A reply as it arrives: ``body`` is the encoded value or the encoded failure."""
+
+    number: int
+    failed: bool
+    body: bytes
+
+
+def kind_of(payload: bytes) -> int:
+    """Return the kind of an own frame, or 0 for a frame of a stock peer."""
+    if len(payload) >= 2 and payload[0] == MARK:
+        return payload[1]
+    return 0
+
+
+def pack_hello(hello: Hello) -> bytes:
+    """Return the bytes of ``hello``."""
+    session, lane = hello.lane
+    return _HELLO.pack(
+        MARK, HELLO, hello.version, session, lane, hello.proof, hello.admin_proof
+    )
+
+
+def unpack_hello(payload: bytes) -> Hello:
+    """Return the ``Hello`` in ``payload``; raise ``NotAllowed`` if there is none."""
+    _, _, version, session, lane, proof, admin = _unpacked(_HELLO, payload)
+    return Hello(version, Lane(session, lane), proof, admin)
+
+
+def pack_welcome(welcome: Welcome) -> bytes:
+    """Return the bytes of ``welcome``."""
+    return _WELCOME.pack(MARK, WELCOME, *welcome)
+
+
+def unpack_welcome(payload: bytes) -> Welcome:
+    """Return the ``Welcome`` in ``payload``; raise ``NotAllowed`` if there is none."""
+    _, _, boot_id, process_id, proof, is_admin = _unpacked(_WELCOME, payload)
+    return Welcome(boot_id, process_id, proof, bool(is_admin))
+
+
+def pack_target(class_name: str, key: str, method: str) -> tuple[bytes, bytes]:
+    """Return what names a method in a call: the three lengths and the three texts.
+
+    Raises ``TooLarge`` for a name above 255 bytes or a key above 65,535.
+    """
+    name, text, verb = class_name.encode(), key.encode(), method.encode()
+    if len(name) > 255 or len(verb) > 255 or len(text) > 65535:
+        raise TooLarge(
+            "A class name and a method have at most 255 bytes, a key 65,535; got "
+            f"{len(name)}, {len(verb)} and {len(text)}."
+        )
+    return struct.pack("!BHB", len(name), len(text), len(verb)), name + text + verb
+
+
+_CALL_HEAD = struct.Struct("!BBQd16s")
+
+
+def pack_call(
+    number: int,
+    remaining_s: float,
+    first_boot: bytes,
+    target: tuple[bytes, bytes],
+    body: bytes,
+) -> bytes:
+    """Return the bytes of a call; ``target`` comes from ``pack_target``."""
+    head = _CALL_HEAD.pack(MARK, CALL, number, remaining_s, first_boot)
+    return b"".join((head, *target, body))
+
+
+def unpack_call(payload: bytes, lane: Lane) -> Call:
+    """Return the ``Call`` in ``payload``; raise ``NotAllowed`` if there is none."""
+    try:
+        _, _, number, remaining_s, boot, name_size, key_size, method_size = (
+            _CALL.unpack_from(payload)
+        )
+        key_at = 38 + name_size
+        method_at = key_at + key_size
+        body_at = method_at + method_size
+        if body_at > len(payload):
+            raise NotAllowed("A call ends in the middle of a name.")
+        return Call(
+            str(payload[38:key_at], "utf-8"),
+            str(payload[key_at:method_at], "utf-8"),
+            str(payload[method_at:body_at], "utf-8"),
+            payload[body_at:],
+            remaining_s,
+            lane,
+            number,
+            boot,
+        )
+    except (struct.error, UnicodeDecodeError) as error:
+        raise NotAllowed(f"A call could not be read: {error}.") from None
+
+
+def pack_reply(number: int, failed: bool, body: bytes) -> bytes:
+    """Return the bytes of a reply."""
+    return _REPLY.pack(MARK, FAILED if failed else DONE, number) + body
+
+
+def unpack_reply(payload: bytes) -> Reply:
+    """Return the ``Reply`` in ``payload``; raise ``NotAllowed`` if there is none."""
+    try:
+        mark, kind, number = _REPLY.unpack_from(payload)
+    except struct.error:
+        raise NotAllowed("A reply is shorter than its head.") from None
+    if mark != MARK or kind not in (DONE, FAILED):
+        raise NotAllowed("A frame came where a reply was expected.")
+    return Reply(number, kind == FAILED, payload[10:])
+
+
+GOODBYE_FRAME = framed(bytes((MARK, GOODBYE)))
+
+
+def _unpacked(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
+    try:
+        return layout.unpack(payload)
+    except struct.error as error:
+        raise NotAllowed(f"An own frame has the wrong size: {error}.") from None
+
+
+# Handshake ---------------------------------------------------------------------------
+
+
+def _answer(key: bytes, message: bytes) -> bytes:
+    return _PREFIX + hmac.new(key, message, "sha256").digest()
+
+
+def proof(key: bytes, role: bytes, nonces: tuple[bytes, bytes]) -> bytes:
+    """Return the proof that ``role`` knows ``key``, over the nonces of both sides."""
+    server_nonce, client_nonce = nonces
+    message = b"state-server/1/" + role + b"/" + server_nonce + client_nonce
+    return hmac.new(key, message, "sha256").digest()
+
+
+def proof_holds(
+    key: bytes, role: bytes, nonces: tuple[bytes, bytes], given: bytes
+) -> bool:
+    """Tell, in constant time, whether ``given`` is the proof of ``role``."""
+    return hmac.compare_digest(proof(key, role, nonces), given)
+
+
+class ServerHandshake:
+    """The server's side of the stock handshake, fed frame by frame.
+
+    ``bare`` is true when the client answered with HMAC-MD5; our own frames are refused
+    after that.
+    """
+
+    __slots__ = ("_allow_md5", "_key", "_step", "bare", "nonces")
+
+    def __init__(self, key: bytes, allow_md5: bool) -> None:
+        self._key = key
+        self._allow_md5 = allow_md5
+        self._step = self._check_answer
+        self.bare = False
+        self.nonces = (_PREFIX + os.urandom(_NONCE_BYTES), b"")
+
+    def first(self) -> bytes:
+        """Return the payload to send when the connection opens."""
+        return CHALLENGE + self.nonces[0]
+
+    def receive(self, payload: bytes) -> tuple[bytes, bool]:
+        """Return the payload to send in answer, and whether the handshake is done.
+
+        Raises ``Denied`` when the client does not know the key; ``REJECTED`` is to be
+        sent then.
+        """
+        return self._step(payload)
+
+    def _check_answer(self, payload: bytes) -> tuple[bytes, bool]:
+        challenge = self.nonces[0]
+        if len(payload) == 16:
+            self.bare = True
+            right = self._allow_md5 and hmac.compare_digest(
+                hmac.new(self._key, challenge, "md5").digest(), payload
+            )
+        else:
+            right = hmac.compare_digest(_answer(self._key, challenge), payload)
+        if not right:
+            reason = (
+                "" if self._allow_md5 or not self.bare else " (MD5 is switched off)"
+            )
+            raise Denied(f"The client does not know the key{reason}.")
+        self._step = self._answer_challenge
+        return ACCEPTED, False
+
+    def _answer_challenge(self, payload: bytes) -> tuple[bytes, bool]:
+        nonce = payload[len(CHALLENGE) :]
+        if not payload.startswith(CHALLENGE) or len(nonce) < 20:
+            raise Denied("The client sent no challenge.")
+        self.nonces = (self.nonces[0], nonce)
+        self._step = self._confirm
+        if len(nonce) == 20:
+            # Only a client of 3.10 or 3.11 sends a challenge without a digest name.
+            if not (self._allow_md5 and self.bare):
+                raise Denied("The client asks for an MD5 answer, which is not allowed.")
+            return hmac.new(self._key, nonce, "md5").digest(), False
+        if not nonce.startswith(_PREFIX):
+            raise Denied("The client asks for a digest other than sha256.")
+        return _answer(self._key, nonce), False
+
+    def _confirm(self, payload: bytes) -> tuple[bytes, bool]:
+        if payload != ACCEPTED:
+            raise Denied("The client did not accept the server's answer.")
+        return b"", True
+
+
+class ClientHandshake:
+    """Our client's side of the stock handshake, fed frame by frame."""
+
+    __slots__ = ("_key", "_step", "nonces")
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._step = self._answer_challenge
+        self.nonces = (b"", _PREFIX + os.urandom(_NONCE_BYTES))
+
+    def receive(self, payload: bytes) -> tuple[list[bytes], bool]:
+        """Return the payloads to send in answer, and whether the handshake is done.
+
+        Raises ``Denied`` when a side does not know the key.
+        """
+        return self._step(payload)
+
+    def _answer_challenge(self, payload: bytes) -> tuple[list[bytes], bool]:
+        nonce = payload[len(CHALLENGE) :]
+        if not payload.startswith(CHALLENGE):
+            raise Denied("The server sent no challenge; is it a State Server?")
+        if not nonce.startswith(_PREFIX) or len(nonce) < len(_PREFIX) + 20:
+            raise Denied("The server asks for an answer weaker than HMAC-SHA256.")
+        self.nonces = (nonce, self.nonces[1])
+        self._step = self._send_challenge
+        return [_answer(self._key, nonce)], False
+
+    def _send_challenge(self, payload: bytes) -> tuple[list[bytes], bool]:
+        if payload != ACCEPTED:
+            raise Denied(
+                "The server rejected the key: client and server use different ones."
+            )
+        self._step = self._check_answer
+        return [CHALLENGE + self.nonces[1]], False
+
+    def _check_answer(self, payload: bytes) -> tuple[list[bytes], bool]:
+        right = _answer(self._key, self.nonces[1])
+        if not hmac.compare_digest(right, payload):
+            raise Denied("The server does not know the key.")
+        return [ACCEPTED], True
+
+
+# Addresses ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a manager listens: a Unix path, or a host and port (IPv4 or IPv6)."""
+
+    path: str | None = None
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        """Return the URL of the address."""
+        if self.path is not None:
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port}"
+
+    @property
+    def stock(self) -> str | tuple[str, int]:
+        """Return the address as the standard library spells it."""
+        return (self.host, self.port) if self.path is None else self.path
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Tell whether the address accepts connections on every interface."""
+        return self.path is None and self.host in ("", "*", "0.0.0.0", "::")
+
+
+#: Longest path of a Unix socket: 108 bytes with the closing zero on Linux, 104 on BSD
+#: and macOS (unix(7), unix(4)).
+_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
+
+
+def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
+    """Return the address that ``given`` spells: a URL, a path or a ``(host, port)``.
+
+    Raises ``ConfigError`` naming the address and what is wrong with it.
+    """
+    if isinstance(given, tuple):
+        return Address(host=given[0], port=given[1])
+    text = os.fspath(given)
+    if "://" not in text:
+        return _unix(text)
+    scheme, rest = text.split("://", 1)
+    if scheme == "unix":
+        return _unix(urllib.parse.unquote(rest))
+    if scheme != "tcp":
+        raise ConfigError(
+            f"The address {text!r} has the scheme {scheme!r}; use unix:///path or "
+            "tcp://host:port."
+        )
+    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:/\[\]]*)):(\d{1,5})/?", rest)
+    if match is None or int(match[3]) > 65535:
+        raise ConfigError(f"The address {text!r} is not of the form tcp://host:port.")
+    return Address(host=match[1] or match[2] or "", port=int(match[3]))
+
+
+def _unix(path: str) -> Address:
+    if not path:
+        raise ConfigError(
+            "A unix:// address needs a path, as in unix:///run/state.sock."
+        )
+    size = len(os.fsencode(path))
+    if size > _PATH_BYTES_MAX:
+        raise ConfigError(
+            f"The socket path {path!r} has {size} bytes; the system takes at most "
+            f"{_PATH_BYTES_MAX}. Use a shorter data folder, or --address with a short "
+            "path or tcp://127.0.0.1:0."
+        )
+    return Address(path=path)

@@ -1,0 +1,1 @@
+"""The tests: rooms without sockets first, then real processes."""
