@@ -58,12 +58,12 @@ def connect(
 ) -> Client:
     """Return a client; nothing is connected before its first call.
 
-    ``address``: ``unix:///path``, ``tcp://host:port``, a path, or ``(host, port)``; from
-    ``STATE_SERVER_ADDRESS`` or the data folder if left out. ``authkey``: the key; from
-    ``STATE_SERVER_AUTHKEY``, ``STATE_SERVER_AUTHKEY_FILE`` or the data folder.
+    ``address``: ``unix:///path``, ``tcp://host:port``, a path, or ``(host, port)``;
+    from ``STATE_SERVER_ADDRESS`` or the data folder if left out. ``authkey``: the key;
+    from ``STATE_SERVER_AUTHKEY``, ``STATE_SERVER_AUTHKEY_FILE`` or the data folder.
     ``data_dir``: the manager's data folder; ``STATE_SERVER_DATA_DIR`` or ``var``.
-    ``timeout``: seconds until a call's deadline, 30 unless set. ``connections_max``: the
-    most connections at once. ``admin``: show the admin key of the data folder as well.
+    ``timeout``: seconds until a call's deadline, 30 unless set. ``connections_max``:
+    the most connections at once. ``admin``: show the folder's admin key as well.
 
     Raises ``ConfigError`` when one of these does not fit.
     """
@@ -223,8 +223,8 @@ class Client:
         key = self._key or read_authkey(settings, os.environ)
         if key is None:
             raise Unreachable(
-                f"There is no key in {settings.data_dir.absolute()}. Give authkey=, set "
-                "STATE_SERVER_AUTHKEY or STATE_SERVER_AUTHKEY_FILE, or name the "
+                f"There is no key in {settings.data_dir.absolute()}. Give authkey=, "
+                "set STATE_SERVER_AUTHKEY or STATE_SERVER_AUTHKEY_FILE, or name the "
                 "manager's data folder."
             )
         admin_key = None

@@ -46,8 +46,8 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_owner",
         "_lock",
+        "_owner",
         "buffered",
         "closed",
         "conversation",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import codec, failures, stock, wire
 from .errors import Denied, NotAllowed, StateServerError
-from .host import Form, Host
+from .host import Form, Host, arguments_of
 from .messages import Call, Lane
 
 
@@ -167,9 +167,9 @@ class Conversation:
         raise NotAllowed("A frame of an unknown kind came where a call was expected.")
 
     def _control(self, call: Call) -> Answer:
-        """Answer a call to the manager itself: it asks, changes nothing, costs little."""
+        """Answer a call to the manager itself; it costs little and needs no turn."""
         try:
-            arguments, _ = codec.decode(call.body) if call.body else ((), {})
+            arguments, _ = arguments_of(call)
             value = self._manners.control(call.method, arguments, self.is_admin)
             return Answer(OWN_FORM.done(call, value))
         except StateServerError as error:

@@ -1,7 +1,7 @@
-"""One call: find, permit, order, run, remember. Neither sockets nor files are known here.
+"""One call: find, permit, order, run, remember. No sockets and no files.
 
-The engine gives calls in with ``submit`` and lends its threads to ``run``. What the host
-decides, it decides under its one lock; the object's own code runs outside it.
+The engine gives calls in with ``submit`` and lends its threads to ``run``. What the
+host decides, it decides under its one lock; the object's own code runs outside it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from . import codec
 from .errors import (
@@ -55,8 +55,11 @@ class Form(Protocol):
 class Destination(Protocol):
     """Where the reply of a call goes: one connection of the engine."""
 
-    form: Form
     ticket: Ticket | None
+
+    @property
+    def form(self) -> Form:
+        """Return how this caller wants its replies spelled."""
 
     def deliver(self, payload: bytes) -> None:
         """Send the payload; called at most once for each call, from any thread."""
@@ -367,7 +370,7 @@ class Host:
     def _remembered(
         self, call: Call, memory: LaneMemory, destination: Destination
     ) -> bytes | None:
-        """Return the remembered reply, or ``None`` when the call still waits or runs."""
+        """Return the remembered reply; ``None`` when the call still waits or runs."""
         ticket = memory.ticket
         if ticket is not None:
             if call.number != ticket.call.number:
@@ -442,7 +445,7 @@ class Host:
                 raise Expired(
                     f"The deadline of {call.name}.{call.method} passed while it waited."
                 )
-            arguments, keywords = _arguments(call)
+            arguments, keywords = arguments_of(call)
             if resident.instance is None:
                 self._build(resident)
             step = self._step(resident, call, arguments)
@@ -574,7 +577,8 @@ _PROPERTY_VERBS: dict[str, Callable[..., Any]] = {
 _ALWAYS_ANSWERED: dict[str, Callable[[Any], str]] = {"__repr__": repr, "__str__": str}
 
 
-def _arguments(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call; raise ``NotAllowed`` when they are not such."""
     if not call.body:
         return (), {}
     decoded = call.body if isinstance(call.body, tuple) else codec.decode(call.body)
@@ -585,7 +589,7 @@ def _arguments(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         and isinstance(decoded[1], dict)
         and all(isinstance(name, str) for name in decoded[1])
     ):
-        return decoded
+        return cast("tuple[tuple[Any, ...], dict[str, Any]]", decoded)
     raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
 
 

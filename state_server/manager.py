@@ -79,8 +79,8 @@ class StateManager(multiprocessing.managers.BaseManager):
     ) -> None:
         if serializer != "pickle":
             raise ConfigError(
-                f"The serializer {serializer!r} is not offered; the wire is the checked "
-                "pickle that stock clients use by default."
+                f"The serializer {serializer!r} is not offered; the wire is the "
+                "checked pickle that stock clients use by default."
             )
         super().__init__(None, authkey, serializer, ctx)
         self._given_key = None if authkey is None else bytes(authkey)
@@ -94,7 +94,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         self._context = ctx or multiprocessing.get_context()
 
     @classmethod
-    def register(  # type: ignore[override]
+    def register(
         cls,
         typeid: str,
         callable: Callable[..., Any] | None = None,
@@ -142,7 +142,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         return self._connected().get(cls, key)
 
     @property
-    def address(self) -> str | tuple[str, int] | None:  # type: ignore[override]
+    def address(self) -> str | tuple[str, int] | None:
         """Return where the manager listens, as the standard library spells it."""
         return None if self._where is None else self._where.stock
 
@@ -231,7 +231,7 @@ class StateManager(multiprocessing.managers.BaseManager):
             self._client.close()
             self._client = None
 
-    def __enter__(self) -> StateManager:  # type: ignore[override]
+    def __enter__(self) -> StateManager:
         """Start a server, unless connected to one."""
         if self._client is None and self._child is None:
             self.start()

@@ -22,7 +22,7 @@ GONE = ERROR | HANGUP | PEER_CLOSED
 
 
 class Poller(Protocol):
-    """What the engine needs of a poller. All but ``poll`` may be called by any thread."""
+    """What the engine needs; all but ``poll`` may be called by any thread."""
 
     def register(self, descriptor: int, events: int) -> None:
         """Begin to watch a descriptor."""

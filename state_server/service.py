@@ -1,4 +1,4 @@
-"""The life of a manager's process: start, ready, drain, stop; signals and the lock file.
+"""The life of a manager's process: start, ready, drain, stop; signals, lock file.
 
 The order of the start: settings, data folder, lock, keys, objects, socket, threads,
 ready. The order of the stop: no new connections, no new calls, running calls end, the

@@ -100,7 +100,7 @@ class Catalogue:
             return sorted(self._by_name)
 
     def name_of(self, cls: type) -> str:
-        """Return the name that ``cls`` is shared as; raise ``NotShared`` if it is not."""
+        """Return the name ``cls`` is shared as; raise ``NotShared`` if it is not."""
         name = self._names.get(cls)
         if name is None:
             raise NotShared(

@@ -23,7 +23,7 @@ byte that no pickle begins with.
                 34      1     bytes of the class name
                 35      2     bytes of the key
                 37      1     bytes of the method
-                38            class name, key, method (UTF-8), then the encoded arguments
+                38            class name, key, method (UTF-8), encoded arguments
     DONE        2       8     number of the call; then the encoded value
     FAILED      2       8     number of the call; then the encoded failure
     GOODBYE                   nothing: every reply of this lane has been read

@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
-
-from multiprocessing.managers import BaseManager
 
 import state_server
 
@@ -44,8 +43,11 @@ class ManagerProcess:
                     *self.options,
                 ],
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": f"{self.folder}:{ROOT}",
-                     **self.environment},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": f"{self.folder}:{ROOT}",
+                    **self.environment,
+                },
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
