@@ -25,7 +25,7 @@ from .errors import (
 )
 from .handles import Handle
 from .manager import StateManager
-from .sharing import share
+from .sharing import readonly, share
 from .version import VERSION as __version__
 
 __all__ = [
@@ -51,5 +51,6 @@ __all__ = [
     "__version__",
     "allow",
     "connect",
+    "readonly",
     "share",
 ]

@@ -96,7 +96,8 @@ def _checked_timeout(timeout: float) -> float:
 class Client:
     """The way to one manager, for all threads, greenlets and forked children.
 
-    Make it with ``connect``. ``_lock`` guards ``_contracts``; the pool guards itself.
+    Make it with ``connect``. ``_contracts`` is written whole, one entry at a time, so it
+    needs no lock (which a fork could leave held by nobody); the pool guards itself.
     """
 
     def __init__(
@@ -107,7 +108,6 @@ class Client:
         self._admin = admin
         self._pool = Pool(self._dial, settings.client_connections_max)
         self._contracts: dict[str, Contract] = {}
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         """Say where the manager is, and how many links there are."""
@@ -177,16 +177,17 @@ class Client:
         """Return the address, if one was given, and the data folder."""
         return self._settings.address, str(self._settings.data_dir.absolute())
 
-    def contract(self, class_name: str, *, again: bool = False) -> Contract:
+    def contract(
+        self, class_name: str, *, again: bool = False, timeout: float | None = None
+    ) -> Contract:
         """Return what a class offers, asking the manager when it is not known."""
         if not again:
             known = self._contracts.get(class_name)
             if known is not None:
                 return known
-        fields = self.control("describe", class_name)
+        fields = self.control("describe", class_name, timeout=timeout)
         contract = Contract(*fields)
-        with self._lock:
-            self._contracts[class_name] = contract
+        self._contracts[class_name] = contract
         return contract
 
     # Calls ---------------------------------------------------------------------------
@@ -357,6 +358,16 @@ def _refuse_to_wait_for_oneself(link: Link) -> None:
 
 _restored: dict[tuple[str | None, str], Client] = {}
 _restored_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    """Make the lock anew: a thread that exists in the parent only may have held it."""
+    global _restored_lock
+    _restored_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def restore_handle(

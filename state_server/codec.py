@@ -119,7 +119,7 @@ def allow(cls: T) -> T:
 def allowed_class(module: str, qualname: str) -> type | None:
     """Return the class that was given to ``allow`` under this name, if any."""
     entry = _allowed_names.get((module, qualname))
-    return None if entry is None else entry.make  # type: ignore[no-any-return]
+    return None if entry is None else entry.make
 
 
 def builtin_error(name: str) -> type[Exception] | None:
@@ -521,25 +521,23 @@ class _Node:
     is, and are 0 for what is not text. They are by far the most, and never change.
     """
 
-    __slots__ = (
-        "count", "depth", "entry", "grows", "items", "kind", "open", "payload",
-        "special", "state",
-    )  # fmt: skip
+    # Defaults of the class, not of the instance: most nodes keep most of them, and
+    # making nodes is half of the work of a walk.
+    count = 1
+    payload = 0
+    depth = 1
+    #: It, or something directly in it, is a name: only REDUCE may take it.
+    special = False
+    state = _NEVER
+    entry: _Entry | None = None
+    #: The parts of a tuple; the keys of a dict.
+    items: Any = ()
 
     def __init__(self, kind: str, grows: str = _NOTHING) -> None:
         self.kind = kind
         self.grows = grows
         #: It may grow, as the place where it was made is still on the stack.
         self.open = grows is not _NOTHING
-        #: It, or something directly in it, is a name: only REDUCE may take it.
-        self.special = False
-        self.state = _NEVER
-        self.count = 1
-        self.payload = 0
-        self.depth = 1
-        self.entry: _Entry | None = None
-        #: The parts of a tuple; the keys of a dict.
-        self.items: list[Any] = []
 
     def as_it_is(self) -> _Node:
         """Return a closed copy, for a reference to a value that is still open."""
@@ -631,14 +629,14 @@ class _Walk:
             if item.depth > depth:
                 depth = item.depth
         node.count, node.payload, node.depth = count, payload, depth + 1
-        limits = self.limits
-        if depth >= limits.depth_max:
-            raise _over("depth_max", depth + 1, limits.depth_max)
-        if count > limits.nodes_max:
-            raise _over("nodes_max", count, limits.nodes_max)
         size = payload + count * _FLAT_SIZE
-        if size > limits.expanded_bytes_max:
-            raise _over("expanded_bytes_max", size, limits.expanded_bytes_max)
+        nodes_max, depth_max, size_max, _, _ = self.limits
+        if depth >= depth_max:
+            raise _over("depth_max", depth + 1, depth_max)
+        if count > nodes_max:
+            raise _over("nodes_max", count, nodes_max)
+        if size > size_max:
+            raise _over("expanded_bytes_max", size, size_max)
 
     def growing(self, grows: str) -> _Node:
         """Return the container on top of the stack that takes what comes."""
@@ -814,6 +812,8 @@ def _container(kind: str, grows: str, payload: int = 0) -> _Step:
     def step(walk: _Walk, position: int) -> int:
         node = _Node(kind, grows)
         node.payload = payload
+        if kind is _DICT:
+            node.items = []
         walk.stack.append(node)
         return position
 
@@ -826,14 +826,10 @@ def _mark(walk: _Walk, position: int) -> int:
         raise _over("depth_max", len(walk.marks), walk.limits.depth_max)
     walk.marks.append(walk.stack)
     walk.stack = []
-    end = position
-    while match := _NUMBERS.match(walk.data, end):
-        end = match.end()
-    ending = walk.data[end]
-    if end == position or ending not in _GROUP_ENDS:
+    end, count = _numbers(walk, position)
+    if not count or walk.data[end] not in _GROUP_ENDS:
         return position
-    count = _numbers_in(walk.data, position, end)
-    if ending == pickle.SETITEMS[0] and count % 2:
+    if walk.data[end] == pickle.SETITEMS[0] and count % 2:
         raise NotAllowed("The frame has a key without a value.")
     node = _Node(_RUN)
     node.count = count
@@ -842,23 +838,47 @@ def _mark(walk: _Walk, position: int) -> int:
     return end
 
 
-_NUMBER = rb"K.|M..|J.{4}|G.{8}|[N\x88\x89]"
+_NUMBER = (
+    rb"K.|M..|J.{4}|G.{8}|[N\x88\x89]"
+    rb"|\x8a(?:\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
+)
 #: Of bounded length, because the matcher keeps notes about every repetition.
 _NUMBERS = re.compile(rb"(?:%s){1,4096}" % _NUMBER, re.DOTALL)
 _ONE_NUMBER = re.compile(_NUMBER, re.DOTALL)
-_NUMBER_WIDTHS = {ord("K"): 2, ord("M"): 3, ord("J"): 5, ord("G"): 9}
+_NUMBER_WIDTHS = {b"K": 2, b"M": 3, b"J": 5, b"G": 9, b"N": 1, b"\x88": 1, b"\x89": 1}
 _GROUP_ENDS = b"".join(
     (pickle.APPENDS, pickle.TUPLE, pickle.SETITEMS, pickle.ADDITEMS, pickle.FROZENSET)
 )
 
 
-def _numbers_in(data: bytes, start: int, end: int) -> int:
-    """Count the numbers of a run; quickly where they are all of one width."""
-    opcode, size = data[start], end - start
-    width = _NUMBER_WIDTHS.get(opcode, 1)
-    if size % width == 0 and data[start:end:width].count(opcode) == size // width:
-        return size // width
-    return len(_ONE_NUMBER.findall(data, start, end))
+def _numbers(walk: _Walk, start: int) -> tuple[int, int]:
+    """Return where a run of numbers ends, and how many they are.
+
+    Numbers of one kind have their opcodes at equal distances, so a slice with a step
+    counts them. A mixture is left to a regular expression.
+    """
+    data, end, count, reach = walk.data, start, 0, 32
+    while True:
+        opcode = data[end : end + 1]
+        width = _NUMBER_WIDTHS.get(opcode)
+        if width is None and opcode == pickle.FRAME and count:
+            # Picklers begin a new frame every 64 KiB, also in the middle of a group.
+            end = _frame(walk, end + 1)
+        elif width is None and opcode != pickle.LONG1:
+            return end, count
+        elif width is not None:
+            opcodes = data[end : end + width * reach : width]
+            same = len(opcodes) - len(opcodes.lstrip(opcode))
+            end += same * width
+            count += same
+            reach = 4096 if same == reach else 32
+        if width is None or reach == 32:
+            match = _NUMBERS.match(data, end)
+            if match is not None:
+                end = match.end()
+                count += len(_ONE_NUMBER.findall(match[0]))
+            elif opcode == pickle.LONG1:
+                return end, count
 
 
 def _append(walk: _Walk, position: int) -> int:
@@ -886,7 +906,8 @@ def _set_item(walk: _Walk, position: int) -> int:
     """Add one pair to a dict."""
     value, key = walk.stack.pop(), walk.stack.pop()
     node = walk.growing(_PAIRS)
-    node.items.append(key)
+    if node.kind is _DICT:
+        node.items.append(key)
     walk.add(node, (key, value))
     return position
 
@@ -898,7 +919,8 @@ def _set_items(walk: _Walk, position: int) -> int:
     if len(items) % 2 and not is_run:
         raise NotAllowed("The frame has a key without a value.")
     node = walk.growing(_PAIRS)
-    node.items.extend(items[::2])
+    if node.kind is _DICT:
+        node.items.extend(items[::2])
     walk.add(node, items)
     return position
 
@@ -921,8 +943,10 @@ def _tuple_1_to_3(size: int) -> _Step:
     """Return the step that makes a tuple of so many values."""
 
     def step(walk: _Walk, position: int) -> int:
-        items = [walk.stack.pop() for _ in range(size)]
-        items.reverse()
+        items = walk.stack[-size:]
+        if len(items) < size:
+            raise IndexError
+        del walk.stack[-size:]
         _tuple_of(walk, items)
         return position
 
@@ -1005,13 +1029,12 @@ def _call(walk: _Walk, position: int) -> int:
         raise NotAllowed(f"The frame calls {_shown(entry)}, which is no function.")
     if entry.bare and arguments.items:
         raise NotAllowed(f"The frame calls {_shown(entry)} with arguments.")
-    roles = [_role(item) for item in arguments.items]
-    for role, taken in itertools.zip_longest(roles, entry.takes, fillvalue=""):
-        if role not in ("", taken):
-            raise NotAllowed(f"The frame gives {_shown(entry)} a name as argument.")
-    if entry is _GETATTR and roles[:1] == ["named"]:
-        owner = arguments.items[0].entry
-        if owner is _ZONE:
+    if arguments.special:
+        roles = map(_role, arguments.items)
+        for role, taken in itertools.zip_longest(roles, entry.takes, fillvalue=""):
+            if role not in ("", taken):
+                raise NotAllowed(f"The frame gives {_shown(entry)} a name as argument.")
+        if entry is _GETATTR and arguments.items[0].entry is _ZONE:
             _push_name(walk, _UNPICKLE_ZONE)
             return position
     walk.made(entry, arguments.items)
@@ -1582,7 +1605,9 @@ _SAFE_BASES = (
     OrderedDict, defaultdict, deque, tzinfo,
 )  # fmt: skip
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-_MADE_BY_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+#: Py_TPFLAGS_IMMUTABLETYPE and Py_TPFLAGS_HEAPTYPE; classes written in Python have
+#: only the second.
+_IMMUTABLE, _HEAP = 1 << 8, 1 << 9
 
 
 def _reason_against(cls: type) -> str:
@@ -1592,7 +1617,7 @@ def _reason_against(cls: type) -> str:
     if "<" in cls.__qualname__:
         return "it is defined inside a function, so the other side cannot name it"
     for base in cls.__mro__:
-        written_in_c = not base.__flags__ & _MADE_BY_PYTHON
+        written_in_c = base.__flags__ & (_IMMUTABLE | _HEAP) != _HEAP
         safe = base in _SAFE_BASES or issubclass(base, BaseException)
         if base in _COSTLY_BASES or (written_in_c and not safe):
             return f"it is built upon {_path(base)}, which checks too little itself"

@@ -403,6 +403,7 @@ class Engine:
         """Close what is over its time; a few dictionary looks, four times a second."""
         now = time.monotonic()
         self._next_sweep = now + _SWEEP_S
+        self._host.sweep()
         while self._handshaking:
             connection, deadline = next(iter(self._handshaking.items()))
             if deadline > now:

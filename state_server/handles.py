@@ -22,7 +22,9 @@ class Caller(Protocol):
     ) -> Any:
         """Call a method, named by (class, key, method), and return its result."""
 
-    def contract(self, class_name: str, *, again: bool = False) -> Contract:
+    def contract(
+        self, class_name: str, *, again: bool = False, timeout: float | None = None
+    ) -> Contract:
         """Return what a class offers; ``again``: ask the manager, whatever is known."""
 
     @property
@@ -104,17 +106,22 @@ class Handle:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a property of the object."""
-        contract = self._caller.contract(self._class_name)
+        contract = self._contract()
         if name not in contract.settable:
-            contract = self._caller.contract(self._class_name, again=True)
+            contract = self._contract(again=True)
         if name not in contract.settable:
             kind = "only be read" if name in contract.properties else "not be set"
             raise AttributeError(f"{self!r}: {name!r} can {kind} from afar.")
         self._perform("__setattr__", name, value)
 
+    def _contract(self, again: bool = False) -> Contract:
+        return self._caller.contract(
+            self._class_name, again=again, timeout=self._timeout_s
+        )
+
     def _sort(self, name: str) -> str:
         for again in (False, True):
-            contract = self._caller.contract(self._class_name, again=again)
+            contract = self._contract(again)
             if name in contract.methods:
                 return "method"
             if name in contract.properties:
@@ -135,7 +142,7 @@ class Handle:
 
     def _container(self, method: str, *args: Any) -> Any:
         for again in (False, True):
-            contract = self._caller.contract(self._class_name, again=again)
+            contract = self._contract(again)
             if method in contract.methods:
                 return self._perform(method, *args)
         raise TypeError(f"{self!r} offers no {method}.")
@@ -146,7 +153,7 @@ class Handle:
 
     def __bool__(self) -> bool:
         """Return the truth of the object: its own, or whether it is not empty."""
-        offered = self._caller.contract(self._class_name).methods
+        offered = self._contract().methods
         for method in ("__bool__", "__len__"):
             if method in offered:
                 return bool(self._perform(method))
@@ -166,7 +173,7 @@ class Handle:
 
     def __contains__(self, item: Any) -> bool:
         """Tell whether the object contains ``item``."""
-        contract = self._caller.contract(self._class_name)
+        contract = self._contract()
         if "__contains__" not in contract.methods and "__iter__" in contract.methods:
             return item in list(self)
         return self._container("__contains__", item)  # type: ignore[no-any-return]

@@ -6,16 +6,26 @@ host decides, it decides under its one lock; the object's own code runs outside 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import threading
 import time
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
 from . import codec
+from .commits import (
+    Batch,
+    Change,
+    Committer,
+    ObjectName,
+    Phase,
+    ReplyRecord,
+    Store,
+)
 from .errors import (
     Expired,
     NotAllowed,
@@ -26,11 +36,13 @@ from .errors import (
     Stale,
     StateServerError,
     Stopping,
+    StoreError,
     TooLarge,
     Unanswered,
 )
+from .keeping import Keeper, KeepingLimits, MemoryKeeper, StateKeeper
 from .limits import Edge
-from .messages import Call, Contract, Lane, running
+from .messages import DEFAULT_KEY, Call, Contract, Lane, running
 from .sharing import Catalogue, SharedClass, contract_of
 
 log = logging.getLogger("state_server.host")
@@ -74,6 +86,7 @@ class HostLimits(NamedTuple):
     call_timeout_max_s: float = 300.0
     lanes_max: int = 100_000
     lane_retention_s: float = 900.0
+    idle_timeout_s: float = 300.0
     remembered_bytes_max: int = 64 * 1024
 
 
@@ -101,25 +114,35 @@ class Ticket:
 class Resident:
     """One object in memory and the calls that wait for it.
 
-    ``current`` and ``queue`` are guarded by the host's lock. ``instance`` and
-    ``contract`` belong to the thread that runs ``current``.
+    ``current``, ``queue`` and ``used_at`` are guarded by the host's lock. ``keeper``,
+    ``contract`` and ``batch`` belong to the thread that runs ``current``; ``batch`` is
+    the last one that holds a change of the object. ``poisoned`` is set under the
+    committer's lock, when a change could not be saved.
     """
 
     __slots__ = (
+        "batch",
         "contract",
         "current",
-        "instance",
         "is_full",
+        "keeper",
+        "key",
         "name",
+        "poisoned",
         "queue",
         "shared",
+        "used_at",
     )
 
-    def __init__(self, name: str, shared: SharedClass) -> None:
-        self.name = name
+    def __init__(self, key: ObjectName, shared: SharedClass, keeper: Keeper) -> None:
+        self.key = key
+        self.name = "/".join(key)
         self.shared = shared
         self.contract = shared.contract
-        self.instance: Any = None
+        self.keeper = keeper
+        self.batch: Batch | None = None
+        self.poisoned = False
+        self.used_at = 0.0
         self.current: Ticket | None = None
         self.is_full = False
         self.queue: deque[Ticket] = deque()
@@ -133,20 +156,29 @@ class Resident:
 class LaneMemory:
     """What is remembered of one lane: its last number and what came of it.
 
-    Guarded by the host's lock. ``payload`` is ``None`` when the reply was too large to
-    keep; ``ticket`` is the call that waits or runs. ``ended_at`` is when the lane's
-    connection went away, on the host's clock.
+    Guarded by the host's lock. ``on_disk``: the store remembers it as well. ``payload``
+    is ``None`` when the reply was too large to keep; ``ticket`` is the call that waits
+    or runs. ``ended_at`` is when the lane's connection went away, on the host's clock.
     """
 
-    __slots__ = ("destination", "ended_at", "number", "payload", "session", "ticket")
+    __slots__ = (
+        "destination",
+        "ended_at",
+        "number",
+        "on_disk",
+        "payload",
+        "session",
+        "ticket",
+    )
 
-    def __init__(self, session: bytes, destination: Destination) -> None:
+    def __init__(self, session: bytes) -> None:
         self.session = session
-        self.destination: Destination | None = destination
+        self.destination: Destination | None = None
         self.number = 0
         self.payload: bytes | None = None
         self.ticket: Ticket | None = None
         self.ended_at = 0.0
+        self.on_disk = False
 
 
 class Host:
@@ -161,6 +193,8 @@ class Host:
         catalogue: Catalogue,
         boot_id: bytes,
         limits: HostLimits = HostLimits(),  # noqa: B008 - frozen, so sharing is safe
+        keeping: KeepingLimits = KeepingLimits(),  # noqa: B008 - frozen as well
+        store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -170,7 +204,13 @@ class Host:
         self._clock = clock
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
-        self._residents: dict[tuple[str, str], Resident] = {}
+        self._residents: dict[ObjectName, Resident] = {}
+        #: Those that can come back from disk, by last use.
+        self._evictable: OrderedDict[ObjectName, Resident] = OrderedDict()
+        self._keeping = keeping
+        self._committer: Committer | None = None
+        if store is not None:
+            self._committer = Committer(store, self._settle, limits.lane_retention_s)
         self._lanes: dict[bytes, LaneMemory] = {}
         #: Lanes without a connection, oldest first: those that may be forgotten.
         self._ended: dict[bytes, LaneMemory] = {}
@@ -192,6 +232,16 @@ class Host:
     def pending(self) -> int:
         """Return how many calls wait or run."""
         return self._pending
+
+    def start(self) -> None:
+        """Start the writer thread, if there is a store."""
+        if self._committer is not None:
+            self._committer.start()
+
+    def stop(self) -> None:
+        """Commit what is staged and close the store."""
+        if self._committer is not None:
+            self._committer.stop()
 
     def close(self) -> None:
         """Refuse new calls from here on; those that wait or run are finished."""
@@ -215,7 +265,9 @@ class Host:
             for resident in self._residents.values():
                 waiting += len(resident.queue) + (resident.current is not None)
                 assert resident.current is not None or not resident.queue, resident
-            assert waiting == self._pending, (waiting, self._pending)
+            # Calls that have run and wait for their commit are pending as well.
+            assert waiting <= self._pending, (waiting, self._pending)
+            assert self._committer or waiting == self._pending
             for lane_id, memory in self._lanes.items():
                 ended = memory.destination is None
                 assert ended == (lane_id in self._ended), memory.number
@@ -233,25 +285,40 @@ class Host:
         with self._lock:
             self._forget_old_lanes()
             memory = self._lanes.get(lane.lane)
-            if memory is not None:
-                if memory.session != lane.session:
-                    raise Stale("The lane belongs to another session.")
-                replaced, memory.destination = memory.destination, destination
-                self._ended.pop(lane.lane, None)
-                return replaced
-            minted_s = int.from_bytes(lane.lane[:8], "big") / 1000
-            if self._wall_clock() - minted_s > self.limits.lane_retention_s:
-                raise Unanswered(
-                    "The call comes from a connection so old that its replies may have "
-                    f"been forgotten (more than {self.limits.lane_retention_s:g} s)."
-                )
-            if self._lanes_edge.reached(len(self._lanes)):
-                raise Overloaded(
-                    f"{len(self._lanes)} connections are remembered, the limit "
-                    "(lanes_max)."
-                )
-            self._lanes[lane.lane] = LaneMemory(lane.session, destination)
-            return None
+        if memory is None:
+            memory = self._recall(lane)
+        with self._lock:
+            if memory.session != lane.session:
+                raise Stale("The lane belongs to another session.")
+            if lane.lane not in self._lanes:
+                if self._lanes_edge.reached(len(self._lanes)):
+                    raise Overloaded(
+                        f"{len(self._lanes)} connections are remembered, the limit "
+                        "(lanes_max)."
+                    )
+                self._lanes[lane.lane] = memory
+            replaced, memory.destination = memory.destination, destination
+            self._ended.pop(lane.lane, None)
+            return replaced
+
+    def _recall(self, lane: Lane) -> LaneMemory:
+        """Return the memory of a lane that this process has not met yet."""
+        memory = LaneMemory(lane.session)
+        reply = None
+        if self._committer is not None:
+            reply = self._committer.reply_of(lane.lane)
+        if reply is not None:
+            memory.session = reply.session
+            memory.number, memory.payload = reply.number, reply.payload
+            memory.on_disk = True
+            return memory
+        minted_s = int.from_bytes(lane.lane[:8], "big") / 1000
+        if self._wall_clock() - minted_s > self.limits.lane_retention_s:
+            raise Unanswered(
+                "The call comes from a connection so old that its replies may have "
+                f"been forgotten (more than {self.limits.lane_retention_s:g} s)."
+            )
+        return memory
 
     def detach(
         self, lane: Lane | None, destination: Destination, *, finished: bool
@@ -277,6 +344,8 @@ class Host:
             if finished or (memory.number == 0 and memory.ticket is None):
                 del self._lanes[lane.lane]
                 self._lanes_edge.left(len(self._lanes))
+                if memory.on_disk and self._committer is not None:
+                    self._committer.forget(lane.lane)
             else:
                 memory.ended_at = self._clock()
                 self._ended[lane.lane] = memory
@@ -328,11 +397,7 @@ class Host:
                 raise Stale("A newer connection has taken over this lane.")
             if call.number <= memory.number or memory.ticket is not None:
                 return self._remembered(call, memory, destination), None
-            if call.first_boot != self.boot_id:
-                raise Unanswered(
-                    f"{call.name}.{call.method} was first sent to a manager that has "
-                    "ended since; it may have run there."
-                )
+            self._check_history(call)
         if self._closing:
             raise Stopping("The manager is stopping and takes no more calls.")
         if not call.remaining_s > 0:
@@ -367,6 +432,23 @@ class Host:
         resident.queue.append(ticket)
         return None, None
 
+    def _check_history(self, call: Call) -> None:
+        """Refuse a call that another manager may have run, unless the store can tell.
+
+        A boot id begins with the epoch of the store. Within one epoch every changing
+        call of a durable object that was answered is remembered on disk.
+        """
+        if call.first_boot == self.boot_id:
+            return
+        shared = self._catalogue.get(call.class_name)
+        keeps = self._committer is not None and shared is not None and shared.durable
+        if keeps and call.first_boot[:8] == self.boot_id[:8]:
+            return
+        raise Unanswered(
+            f"{call.name}.{call.method} was first sent to a manager that has ended "
+            "since; it may have run there."
+        )
+
     def _remembered(
         self, call: Call, memory: LaneMemory, destination: Destination
     ) -> bytes | None:
@@ -398,6 +480,9 @@ class Host:
         if resident is not None:
             return resident
         shared = self._catalogue.get(call.class_name)
+        if shared is not None and shared.name != call.class_name:
+            # A name that the class had before: the same objects.
+            return self._resident(call._replace(class_name=shared.name))
         if shared is None:
             raise NotShared(
                 f"No class is shared as {call.class_name!r}; there are: "
@@ -408,13 +493,49 @@ class Host:
                 f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
             )
         self._check_offered(shared.contract, call)
-        if self._objects_edge.reached(len(self._residents)):
+        if self._objects_edge.reached(len(self._residents)) and not self._evict(0.0, 1):
             raise Overloaded(
                 f"{len(self._residents)} objects are in memory, the limit "
                 "(objects_max)."
             )
-        resident = self._residents[key] = Resident(call.name, shared)
+        resident = Resident(key, shared, self._keeper(key, shared))
+        self._residents[key] = resident
+        if shared.durable and self._committer is not None:
+            self._evictable[key] = resident
         return resident
+
+    def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
+        if shared.durable or shared.rollback:
+            committer = self._committer if shared.durable else None
+            return StateKeeper(name, shared, committer, self._keeping)
+        return MemoryKeeper(shared)
+
+    # Idle objects --------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Let objects leave memory that nobody has called for a while."""
+        if self._evictable:
+            with self._lock:
+                self._evict(self._clock(), 1000)
+
+    def _evict(self, now: float, most: int) -> int:
+        """Drop idle objects, least used first; ``now`` 0 means: whatever their age."""
+        evicted = 0
+        for key, resident in list(itertools.islice(self._evictable.items(), most)):
+            timeout_s = resident.shared.idle_timeout_s or self.limits.idle_timeout_s
+            if now and now - resident.used_at < timeout_s:
+                if resident.shared.idle_timeout_s is None:
+                    break
+                continue
+            batch = resident.batch
+            at_rest = batch is None or batch.phase is Phase.COMMITTED
+            if resident.current is None and at_rest and resident.used_at:
+                del self._evictable[key]
+                del self._residents[key]
+                evicted += 1
+        if evicted:
+            self._objects_edge.left(len(self._residents))
+        return evicted
 
     @staticmethod
     def _check_offered(contract: Contract | None, call: Call) -> None:
@@ -433,11 +554,17 @@ class Host:
         """
         ticket = resident.current
         assert ticket is not None, resident
-        payload = self._perform(resident, ticket)
-        return self._finish(resident, ticket, payload)
+        payload, change = self._perform(resident, ticket)
+        gate = None
+        if change is not None or resident.batch is not None:
+            payload, gate = self._gate(resident, ticket, payload, change)
+        return self._finish(resident, ticket, payload, waits=gate is not None)
 
-    def _perform(self, resident: Resident, ticket: Ticket) -> bytes:
-        call, form = ticket.call, ticket.destination.form
+    def _perform(
+        self, resident: Resident, ticket: Ticket
+    ) -> tuple[bytes, Change | None]:
+        """Run the call; return its reply, and what is to be on disk before that."""
+        call, form, keeper = ticket.call, ticket.destination.form, resident.keeper
         running.boot_id, running.name = self.boot_id, resident.name
         ran = False
         try:
@@ -446,37 +573,47 @@ class Host:
                     f"The deadline of {call.name}.{call.method} passed while it waited."
                 )
             arguments, keywords = arguments_of(call)
-            if resident.instance is None:
-                self._build(resident)
+            if resident.poisoned:
+                resident.poisoned = False
+                resident.batch = None
+                keeper.drop()
+            if keeper.instance is None:
+                self._bring(resident)
             step = self._step(resident, call, arguments)
             ran = True
             value = step(*arguments, **keywords)
             if isinstance(value, types.GeneratorType):
                 value = _snapshot(value)
-        except StateServerError as error:
-            if ran:
-                return self._raised(call, form, error)
-            log.info("%s.%s refused: %s", call.name, call.method, error)
-            return form.refused(call, error)
         except BaseException as error:
             # The border to the object's own code: whatever it raises, sys.exit()
             # included, is an answer to its caller and ends nothing here.
-            return self._raised(call, form, error)
+            return self._failed(resident, ticket, error, ran=ran), None
         finally:
             running.boot_id = None
         try:
-            return form.done(call, value)
+            payload = form.done(call, value)
+            return payload, keeper.kept(
+                readonly=call.method in resident.shared.readonly
+            )
         except StateServerError as error:
-            log.warning("%s.%s: result refused: %s", call.name, call.method, error)
-            return form.refused(
-                call,
-                RemoteError(
+            log.warning("%s.%s was not done: %s", call.name, call.method, error)
+            self._undo(resident)
+            if not keeper.undoes:
+                error = RemoteError(
                     f"{call.name}.{call.method} ran, but its result cannot travel: "
                     f"{error}"
-                ),
-            )
+                )
+            return form.refused(call, error), None
 
-    def _raised(self, call: Call, form: Form, error: BaseException) -> bytes:
+    def _failed(
+        self, resident: Resident, ticket: Ticket, error: BaseException, *, ran: bool
+    ) -> bytes:
+        call, form = ticket.call, ticket.destination.form
+        if isinstance(error, StateServerError) and not ran:
+            log.info("%s.%s refused: %s", call.name, call.method, error)
+            return form.refused(call, error)
+        if ran:
+            self._undo(resident)
         log.info(
             "%s.%s raised %s: %s",
             call.name,
@@ -487,20 +624,72 @@ class Host:
         )
         return form.raised(call, error)
 
-    def _build(self, resident: Resident) -> None:
-        """Build the object, in its own turn: a slow constructor delays only itself."""
-        resident.instance = resident.shared.build()
+    def _undo(self, resident: Resident) -> None:
+        try:
+            resident.keeper.undo()
+        except Exception:
+            # The class's own code again. The object leaves memory; what is on disk is
+            # what it was before the call.
+            log.exception("%s could not be put back; it is loaded anew.", resident.name)
+            resident.keeper.drop()
+
+    def _bring(self, resident: Resident) -> None:
+        """Build or load the object, in its own turn: slowness delays only itself."""
+        resident.keeper.bring()
         if resident.contract is None:
             resident.contract = contract_of(
-                type(resident.instance), resident.shared.name, resident.shared.exposed
+                type(resident.keeper.instance),
+                resident.shared.name,
+                resident.shared.exposed,
             )
+
+    def _gate(
+        self,
+        resident: Resident,
+        ticket: Ticket,
+        payload: bytes,
+        change: Change | None,
+    ) -> tuple[bytes, Batch | None]:
+        """Have the reply wait until what it shows is on disk.
+
+        Return the payload, and the batch it waits for, or ``None`` if it may go now.
+        """
+        committer = self._committer
+        assert committer is not None
+        call, form = ticket.call, ticket.destination.form
+        try:
+            if change is not None:
+                reply = None
+                if call.lane is not None:
+                    keep = len(payload) <= self.limits.remembered_bytes_max
+                    record = payload if keep else None
+                    reply = ReplyRecord(call.lane, call.number, record)
+                resident.batch = committer.stage(
+                    change, resident, reply, (ticket, payload)
+                )
+                if ticket.memory is not None:
+                    ticket.memory.on_disk = True
+                return payload, resident.batch
+            assert resident.batch is not None
+            phase = committer.join(resident.batch, (ticket, payload))
+            if phase is Phase.FILLING:
+                return payload, resident.batch
+            resident.batch = None
+            if phase is Phase.FAILED:
+                raise StoreError(
+                    f"{call.name}.{call.method} saw a state that could not be saved."
+                )
+        except StoreError as error:
+            resident.keeper.drop()
+            return form.refused(call, error), None
+        return payload, None
 
     def _step(
         self, resident: Resident, call: Call, arguments: tuple[Any, ...]
     ) -> Callable[..., Any]:
         contract = resident.contract
         assert contract is not None, resident
-        method, instance = call.method, resident.instance
+        method, instance = call.method, resident.keeper.instance
         if method in contract.methods:
             if method == "__iter__":
                 return lambda: _snapshot(iter(instance))
@@ -516,44 +705,72 @@ class Host:
         raise NotOffered(f"{contract.class_name} offers no method {method!r}.")
 
     def _finish(
-        self, resident: Resident, ticket: Ticket, payload: bytes
+        self, resident: Resident, ticket: Ticket, payload: bytes, *, waits: bool
     ) -> Resident | None:
+        """End the turn: settle the call unless it waits, and find the next one."""
         with self._lock:
             self._calls += 1
-            self._pending -= 1
-            memory = ticket.memory
-            if memory is not None:
-                keep = len(payload) <= self.limits.remembered_bytes_max
-                memory.number = ticket.call.number
-                memory.payload = payload if keep else None
-                memory.ticket = None
-            destination = ticket.destination
-            if destination.ticket is ticket:
-                destination.ticket = None
+            if not waits:
+                destination = self._end(ticket, payload)
             # Busy is cleared under the lock that finds the queue empty: a call that
             # arrives in between either sees it busy and is found here, or runs itself.
             following = resident.queue.popleft() if resident.queue else None
             if following is not None:
                 following.started = True
             resident.current = following
+            if resident.shared.durable and self._committer is not None:
+                self._note_use(resident)
             if resident.is_full and len(resident.queue) <= self.limits.queue_max * 0.9:
                 resident.is_full = False
                 log.warning("There is room again in the queue of %s.", resident.name)
-        destination.deliver(payload)
+        if not waits:
+            destination.deliver(payload)
         return None if following is None else resident
+
+    def _note_use(self, resident: Resident) -> None:
+        resident.used_at = self._clock()
+        key = resident.key
+        if key in self._evictable:
+            self._evictable.move_to_end(key)
+
+    def _end(self, ticket: Ticket, payload: bytes) -> Destination:
+        """Remember the reply and return whom to give it; the caller holds the lock."""
+        self._pending -= 1
+        memory = ticket.memory
+        if memory is not None:
+            keep = len(payload) <= self.limits.remembered_bytes_max
+            memory.number = ticket.call.number
+            memory.payload = payload if keep else None
+            memory.ticket = None
+        destination = ticket.destination
+        if destination.ticket is ticket:
+            destination.ticket = None
+        return destination
+
+    def _settle(
+        self, waiting: list[tuple[Any, bytes]], error: StateServerError | None
+    ) -> None:
+        """Let replies go whose batch was committed, or refuse them if it failed."""
+        if error is not None:
+            waiting = [
+                (ticket, ticket.destination.form.refused(ticket.call, error))
+                for ticket, _ in waiting
+            ]
+        with self._lock:
+            replies = [
+                (self._end(ticket, payload), payload) for ticket, payload in waiting
+            ]
+        for destination, payload in replies:
+            destination.deliver(payload)
 
     def prepare(self, shared: SharedClass) -> SharedClass:
         """Build the default object of a factory, to learn what it offers."""
-        resident = Resident(f"{shared.name}/default", shared)
-        self._build(resident)
+        key = (shared.name, DEFAULT_KEY)
+        resident = Resident(key, shared, self._keeper(key, shared))
+        self._bring(resident)
         with self._lock:
-            self._residents[shared.name, "default"] = resident
-        return SharedClass(
-            name=shared.name,
-            build=shared.build,
-            contract=resident.contract,
-            source=shared.source,
-        )
+            self._residents[key] = resident
+        return dataclasses.replace(shared, contract=resident.contract)
 
     def describe(self, class_name: str) -> Contract:
         """Return what a shared class offers; raise ``NotShared`` if there is none."""

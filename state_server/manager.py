@@ -115,7 +115,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         shown = None if exposed is None else tuple(exposed)
         if callable is not None:
             record = (
-                describe_class(callable, name=typeid, exposed=shown)
+                describe_class(callable, name=typeid, exposed=shown, durable=False)
                 if isinstance(callable, type)
                 else describe_factory(callable, name=typeid, exposed=shown)
             )

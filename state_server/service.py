@@ -25,9 +25,11 @@ from .conversation import Manners
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
 from .host import Host, HostLimits
+from .keeping import KeepingLimits
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
+from .store import SqliteStore
 from .version import VERSION
 
 log = logging.getLogger("state_server.service")
@@ -142,7 +144,22 @@ class Service:
         add_ready_made(self._catalogue)
         wanted = _wanted_address(settings)
         self._listener, self.address = listen(wanted, settings.backlog)
-        self._host = Host(self._catalogue, os.urandom(16), _host_limits(settings))
+        store = None
+        if not settings.memory:
+            store = SqliteStore(settings.data_dir / "state.db")
+        epoch = os.urandom(8) if store is None else store.epoch
+        self._host = Host(
+            self._catalogue,
+            epoch + os.urandom(8),
+            _host_limits(settings),
+            _keeping_limits(settings),
+            store,
+        )
+        for name in self._catalogue.names():
+            shared = self._catalogue.get(name)
+            if shared is not None and store is not None:
+                for alias in shared.aliases:
+                    store.rename(alias, shared.name)
         for name in self._catalogue.names():
             shared = self._catalogue.get(name)
             if shared is not None and shared.contract is None:
@@ -155,6 +172,7 @@ class Service:
             settings.frame_bytes_max,
             settings.allow_md5,
         )
+        self._host.start()
         self._engine = Engine(manners, _engine_limits(settings))
         self._engine.start(self._listener)
         _write_address(settings.data_dir, self.address)
@@ -197,6 +215,9 @@ class Service:
         self.stop()
 
     def _release(self) -> None:
+        if self._host is not None:
+            self._host.stop()
+            self._host = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -422,6 +443,12 @@ def _write_address(data_dir: Path, address: wire.Address) -> None:
 
 def _host_limits(settings: ManagerSettings) -> HostLimits:
     return HostLimits(**{name: getattr(settings, name) for name in HostLimits._fields})
+
+
+def _keeping_limits(settings: ManagerSettings) -> KeepingLimits:
+    return KeepingLimits(
+        **{name: getattr(settings, name) for name in KeepingLimits._fields}
+    )
 
 
 def _engine_limits(settings: ManagerSettings) -> EngineLimits:

@@ -134,6 +134,19 @@ class ManagerSettings(CommonSettings):
     queue_max: int = _setting(10_000, _whole(1), "calls waiting for one object")
     pending_max: int = _setting(100_000, _whole(1), "calls waiting for all objects")
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
+    memory: bool = _setting(
+        False, _boolean, "keep nothing on disk; everything is forgotten at the end"
+    )
+    state_bytes_max: int = _setting(MEBIBYTE, _whole(1024), "kept state of one object")
+    state_bytes_warn: int = _setting(
+        64 * 1024, _whole(1024), "kept state of one object that is logged as large"
+    )
+    idle_timeout_s: float = _setting(
+        300.0, _seconds, "time without a call after which an object leaves memory"
+    )
+    development: bool = _setting(
+        False, _boolean, "check that read-only methods change nothing"
+    )
     call_timeout_max_s: float = _setting(
         300.0, _seconds, "longest deadline of a call; longer ones are cut to it"
     )

@@ -35,6 +35,7 @@ CONTAINER_METHODS = frozenset(
 RESERVED_NAMES = frozenset({"with_options"})
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,17 @@ class SharedClass:
     build: Callable[[], Any]
     contract: Contract | None
     source: str
+    cls: type | None = None
     slow: bool = False
     ready_made: bool = False
     exposed: tuple[str, ...] | None = None
-    types: frozenset[type] = field(default_factory=frozenset)
+    durable: str = ""
+    rollback: bool = False
+    readonly: frozenset[str] = frozenset()
+    transient: Mapping[str, Callable[[], Any] | None] = field(default_factory=dict)
+    version: int = 1
+    aliases: tuple[str, ...] = ()
+    idle_timeout_s: float | None = None
 
 
 class Catalogue:
@@ -64,6 +72,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_name: dict[str, SharedClass] = {}
+        self._by_alias: dict[str, SharedClass] = {}
         self._names: dict[type, str] = {}
 
     def __repr__(self) -> str:
@@ -87,12 +96,14 @@ class Catalogue:
                         f"{present.source} has that name. Choose another with name=."
                     )
             self._by_name[shared.name] = shared
-            for cls in shared.types:
-                self._names[cls] = shared.name
+            for alias in shared.aliases:
+                self._by_alias[alias] = shared
+            if shared.cls is not None:
+                self._names[shared.cls] = shared.name
 
     def get(self, name: str) -> SharedClass | None:
-        """Return the class shared as ``name``, or ``None``."""
-        return self._by_name.get(name)
+        """Return the class shared as ``name``, now or formerly, or ``None``."""
+        return self._by_name.get(name) or self._by_alias.get(name)
 
     def names(self) -> list[str]:
         """Return the names of all shared classes, sorted."""
@@ -114,6 +125,7 @@ class Catalogue:
         twin = Catalogue()
         with self._lock:
             twin._by_name.update(self._by_name)
+            twin._by_alias.update(self._by_alias)
             twin._names.update(self._names)
         return twin
 
@@ -136,6 +148,13 @@ def share(
     kwargs: Mapping[str, Any] | None = None,
     exposed: Iterable[str] | None = None,
     slow: bool = False,
+    durable: bool | str = True,
+    rollback: bool = False,
+    readonly: Iterable[str] = (),
+    transient: Iterable[str] | Mapping[str, Callable[[], Any] | None] = (),
+    version: int = 1,
+    aliases: Iterable[str] = (),
+    idle_timeout: float | None = None,
 ) -> type[T]: ...
 
 
@@ -147,6 +166,13 @@ def share(
     kwargs: Mapping[str, Any] | None = None,
     exposed: Iterable[str] | None = None,
     slow: bool = False,
+    durable: bool | str = True,
+    rollback: bool = False,
+    readonly: Iterable[str] = (),
+    transient: Iterable[str] | Mapping[str, Callable[[], Any] | None] = (),
+    version: int = 1,
+    aliases: Iterable[str] = (),
+    idle_timeout: float | None = None,
 ) -> Callable[[type[T]], type[T]]: ...
 
 
@@ -159,6 +185,13 @@ def share(
     kwargs: Mapping[str, Any] | None = None,
     exposed: Iterable[str] | None = None,
     slow: bool = False,
+    durable: bool | str = True,
+    rollback: bool = False,
+    readonly: Iterable[str] = (),
+    transient: Iterable[str] | Mapping[str, Callable[[], Any] | None] = (),
+    version: int = 1,
+    aliases: Iterable[str] = (),
+    idle_timeout: float | None = None,
 ) -> Any:
     """Share a class: its objects live in the manager, everybody calls their methods.
 
@@ -170,15 +203,49 @@ def share(
     properties that callers may use; all public ones if left out. ``slow``: its methods
     block or compute for long and are never run by the thread that serves the sockets.
 
+    ``durable``: ``True`` keeps the state of each object on disk, ``False`` forgets it
+    with the manager, ``"journal"`` logs the changing calls and replays them, for large
+    objects whose methods are deterministic. ``rollback``: a method that raises leaves
+    an object that is not durable as it was, too (durable ones always are).
+    ``readonly``: methods that change nothing, as with ``@readonly``. ``transient``:
+    attributes that are not state, each with what makes it anew (names alone: left
+    away). ``version``: of the class; older stored states go through the class method
+    ``migrate(old_version, state)``. ``aliases``: names it was shared as before.
+    ``idle_timeout``: seconds without a call after which a durable object leaves memory.
+
     Raises ``ConfigError`` for a class that cannot be shared as asked.
     """
     if cls is None:
-        return lambda decorated: share(
-            decorated, name=name, args=args, kwargs=kwargs, exposed=exposed, slow=slow
+        return functools.partial(
+            share,
+            name=name,
+            args=args,
+            kwargs=kwargs,
+            exposed=exposed,
+            slow=slow,
+            durable=durable,
+            rollback=rollback,
+            readonly=readonly,
+            transient=transient,
+            version=version,
+            aliases=aliases,
+            idle_timeout=idle_timeout,
         )
     catalogue.add(
         describe_class(
-            cls, name=name, args=args, kwargs=kwargs, exposed=exposed, slow=slow
+            cls,
+            name=name,
+            args=args,
+            kwargs=kwargs,
+            exposed=exposed,
+            slow=slow,
+            durable=durable,
+            rollback=rollback,
+            readonly=readonly,
+            transient=transient,
+            version=version,
+            aliases=aliases,
+            idle_timeout=idle_timeout,
         )
     )
     return cls
@@ -192,21 +259,71 @@ def describe_class(
     kwargs: Mapping[str, Any] | None = None,
     exposed: Iterable[str] | None = None,
     slow: bool = False,
+    durable: bool | str = True,
+    rollback: bool = False,
+    readonly: Iterable[str] = (),
+    transient: Iterable[str] | Mapping[str, Callable[[], Any] | None] = (),
+    version: int = 1,
+    aliases: Iterable[str] = (),
+    idle_timeout: float | None = None,
     ready_made: bool = False,
 ) -> SharedClass:
     """Return the record of ``cls``, without adding it to a catalogue."""
     if not isinstance(cls, type):
         raise ConfigError(f"Only a class can be shared, not {cls!r}.")
     chosen = checked_name(cls.__name__ if name is None else name)
+    if durable not in (True, False, "state", "journal"):
+        raise ConfigError(
+            f'{_path(cls)}: durable is True, False or "journal", not {durable!r}.'
+        )
+    if not isinstance(version, int) or version < 1:
+        raise ConfigError(
+            f"{_path(cls)}: a version is a whole number from 1, not {version!r}."
+        )
+    contract = contract_of(cls, chosen, exposed)
     return SharedClass(
         name=chosen,
         build=functools.partial(cls, *args, **(kwargs or {})),
-        contract=contract_of(cls, chosen, exposed),
+        contract=contract,
         source=_path(cls),
+        cls=cls,
         slow=slow,
         ready_made=ready_made,
-        types=frozenset({cls}),
+        durable="state" if durable is True else durable or "",
+        rollback=rollback,
+        readonly=_readonly_names(cls, contract, readonly),
+        transient=(
+            transient
+            if isinstance(transient, Mapping)
+            else dict.fromkeys(transient, None)
+        ),
+        version=version,
+        aliases=tuple(checked_name(alias) for alias in aliases),
+        idle_timeout_s=idle_timeout,
     )
+
+
+def readonly(method: F) -> F:
+    """Declare that a method changes nothing: its calls write and remember nothing."""
+    method._state_server_readonly = True  # type: ignore[attr-defined]
+    return method
+
+
+def _readonly_names(
+    cls: type, contract: Contract, declared: Iterable[str]
+) -> frozenset[str]:
+    names = set(declared)
+    unknown = names - contract.methods - contract.properties
+    if unknown:
+        raise ConfigError(
+            f"{_path(cls)} declares {sorted(unknown)} read-only, which it does not offer."
+        )
+    for name in contract.methods | contract.properties:
+        static = inspect.getattr_static(cls, name, None)
+        function = static.fget if isinstance(static, property) else static
+        if getattr(function, "_state_server_readonly", False):
+            names.add(name)
+    return frozenset(names)
 
 
 def describe_factory(

@@ -1,0 +1,325 @@
+"""Group commit: many calls share one commit, and no reply leaves before its own.
+
+Calls stage their changes from any thread; one writer thread commits what has gathered
+while the commit before was under way. Batches are committed strictly in order. If one
+fails, everything staged since fails with it, the objects it touched leave memory, and
+nothing is staged until it is certain what is on disk.
+
+Neither files nor sockets are known here; the store behind is an interface of six.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from .errors import StateServerError, StoreError, Unanswered
+from .messages import Lane
+
+log = logging.getLogger("state_server.store")
+
+ObjectName = tuple[str, str]
+
+_RETRY_S = 0.25
+_HOUSEKEEPING_S = 30.0
+
+
+class Stored(NamedTuple):
+    """An object on disk. ``entries`` are the journalled calls since its image."""
+
+    version: int
+    generation: int
+    image: bytes
+    entries: tuple[bytes, ...] = ()
+
+
+class RememberedReply(NamedTuple):
+    """The last changing call of a lane; ``payload`` is ``None`` if it was too large."""
+
+    session: bytes
+    number: int
+    payload: bytes | None
+
+
+class Change(NamedTuple):
+    """What one call changed: the object's new image, or one more journal entry."""
+
+    name: ObjectName
+    version: int
+    generation: int
+    image: bytes | None
+    entry: bytes | None = None
+
+
+class ReplyRecord(NamedTuple):
+    """A reply to be remembered on disk."""
+
+    lane: Lane
+    number: int
+    payload: bytes | None
+
+
+class Store(Protocol):
+    """What keeps state: SQLite here, something beyond this machine elsewhere.
+
+    ``commit``, ``fence`` and ``tidy`` are called by the writer thread alone; ``load``
+    and ``reply_of`` by any.
+    """
+
+    epoch: bytes
+
+    def load(self, name: ObjectName) -> Stored | None:
+        """Return a stored object; raise ``StoreError`` when it cannot be read."""
+
+    def reply_of(self, lane: bytes) -> RememberedReply | None:
+        """Return the remembered reply of a lane."""
+
+    def commit(
+        self,
+        changes: Collection[Change],
+        replies: Collection[ReplyRecord],
+        forgotten: Collection[bytes],
+    ) -> None:
+        """Write everything in one transaction; raise ``StoreError`` if it failed."""
+
+    def fence(self) -> None:
+        """Make sure that a commit that failed is not on disk; raise ``StoreError``."""
+
+    def tidy(self, retention_s: float) -> None:
+        """Forget replies that were committed longer ago than this."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+class Phase(Enum):
+    """Where a batch is on its way to the disk."""
+
+    FILLING = "filling"
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+
+class Owner(Protocol):
+    """The object in memory that a change belongs to."""
+
+    poisoned: bool
+
+
+class Batch:
+    """Changes that are committed together. Guarded by the committer's lock."""
+
+    __slots__ = (
+        "changes",
+        "entries",
+        "forgotten",
+        "owners",
+        "phase",
+        "replies",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.changes: dict[ObjectName, Change] = {}
+        self.entries: list[Change] = []
+        self.replies: list[ReplyRecord] = []
+        self.forgotten: list[bytes] = []
+        self.owners: dict[int, Owner] = {}
+        #: What waits for this batch, and the payload to be given to it.
+        self.waiting: list[tuple[Any, bytes]] = []
+        self.phase = Phase.FILLING
+
+
+Settle = Callable[[list[tuple[Any, bytes]], "StateServerError | None"], None]
+
+
+class Committer:
+    """The writer thread and what waits for it.
+
+    ``_lock`` guards ``_filling``, ``_failing`` and every batch. ``_settle`` is called
+    without it, with what waited for a batch and the error if it failed.
+    """
+
+    def __init__(self, store: Store, settle: Settle, retention_s: float) -> None:
+        self._store = store
+        self._settle = settle
+        self._retention_s = retention_s
+        self._lock = threading.Lock()
+        self._staged = threading.Condition(self._lock)
+        self._filling = Batch()
+        self._failing: StoreError | None = None
+        self._in_doubt: set[ObjectName] = set()
+        self._stopping = False
+        self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
+        self._thread = threading.Thread(
+            target=self._write_for_ever, name="state-server-writer", daemon=True
+        )
+        self.commits = 0
+        self.failures = 0
+
+    def __repr__(self) -> str:
+        """Return the numbers an operator asks for first."""
+        state = "failing" if self._failing else "working"
+        return f"<Committer {state} commits={self.commits} failures={self.failures}>"
+
+    @property
+    def epoch(self) -> bytes:
+        """Return the identity of this line of history: 8 bytes."""
+        return self._store.epoch
+
+    def start(self) -> None:
+        """Start the writer thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Commit what is staged, end the thread and close the store."""
+        with self._lock:
+            self._stopping = True
+            self._staged.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        self._store.close()
+
+    def load(self, name: ObjectName) -> Stored | None:
+        """Return a stored object.
+
+        Raises ``StoreError`` when it cannot be read, or when it is not certain yet what
+        is on disk of it.
+        """
+        if self._failing is not None and name in self._in_doubt:
+            raise self._refusal()
+        return self._store.load(name)
+
+    def reply_of(self, lane: bytes) -> RememberedReply | None:
+        """Return the remembered reply of a lane."""
+        return self._store.reply_of(lane)
+
+    def stage(
+        self,
+        change: Change,
+        owner: Owner,
+        reply: ReplyRecord | None,
+        waiting: tuple[Any, bytes],
+    ) -> Batch:
+        """Add a change to the batch that is filling; return the batch.
+
+        Raises ``StoreError``, and nothing is staged, while the store fails, and when
+        the object ran on a state that could not be saved.
+        """
+        with self._lock:
+            if self._failing is not None:
+                raise self._refusal()
+            if owner.poisoned:
+                raise StoreError(
+                    f"{'/'.join(change.name)}: the state that this call was made on "
+                    "could not be saved; nothing happened."
+                )
+            batch = self._filling
+            if change.entry is None:
+                batch.changes[change.name] = change
+                batch.entries = [e for e in batch.entries if e.name != change.name]
+            else:
+                batch.entries.append(change)
+            batch.owners[id(owner)] = owner
+            if reply is not None:
+                batch.replies.append(reply)
+            batch.waiting.append(waiting)
+            if len(batch.waiting) == 1:
+                self._staged.notify()
+            return batch
+
+    def join(self, batch: Batch, waiting: tuple[Any, bytes]) -> Phase:
+        """Wait for a batch that others' changes are in; return where it is.
+
+        Only while it is ``FILLING`` anything waits; ``FAILED`` tells that what was read
+        is not on disk and never will be.
+        """
+        with self._lock:
+            if batch.phase is Phase.FILLING:
+                batch.waiting.append(waiting)
+            return batch.phase
+
+    def forget(self, lane: bytes) -> None:
+        """Forget the remembered reply of a lane, with the next commit."""
+        with self._lock:
+            self._filling.forgotten.append(lane)
+
+    # The writer thread ---------------------------------------------------------------
+
+    def _write_for_ever(self) -> None:
+        while True:
+            with self._lock:
+                while not self._filling.waiting and not self._stopping:
+                    self._staged.wait(_HOUSEKEEPING_S)
+                    if time.monotonic() >= self._tidy_at:
+                        break
+                batch, self._filling = self._filling, Batch()
+                if self._stopping and not batch.waiting:
+                    return
+            self._write(batch)
+
+    def _write(self, batch: Batch) -> None:
+        try:
+            if batch.waiting:
+                changes = [*batch.changes.values(), *batch.entries]
+                self._store.commit(changes, batch.replies, batch.forgotten)
+            if time.monotonic() >= self._tidy_at:
+                self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
+                self._store.tidy(self._retention_s)
+        except StoreError as error:
+            self._fail(batch, error)
+            return
+        self.commits += 1
+        with self._lock:
+            batch.phase = Phase.COMMITTED
+        self._settle(batch.waiting, None)
+
+    def _fail(self, batch: Batch, error: StoreError) -> None:
+        """Undo in memory what could not be saved; go on when the disk does."""
+        log.error("The store failed: %s Changes are refused until it works.", error)
+        with self._lock:
+            self.failures += 1
+            self._failing = error
+            later, self._filling = self._filling, Batch()
+            for failed in (batch, later):
+                failed.phase = Phase.FAILED
+                for owner in failed.owners.values():
+                    owner.poisoned = True
+                self._in_doubt.update(failed.changes)
+                self._in_doubt.update(entry.name for entry in failed.entries)
+        certain = self._try_fence()
+        # The later batch never reached the store: of that we are certain anyway.
+        self._settle(batch.waiting, _outcome(error, certain))
+        self._settle(later.waiting, _outcome(error, True))
+        while not certain and not self._stopping:
+            time.sleep(_RETRY_S)
+            certain = self._try_fence()
+        with self._lock:
+            self._failing = None
+            self._in_doubt.clear()
+        log.warning("The store works again.")
+
+    def _try_fence(self) -> bool:
+        try:
+            self._store.fence()
+        except StoreError as error:
+            log.debug("No fence yet: %s", error)
+            return False
+        return True
+
+    def _refusal(self) -> StoreError:
+        return StoreError(
+            f"The store does not work for now; nothing happened. {self._failing}"
+        )
+
+
+def _outcome(error: StoreError, certain: bool) -> StateServerError:
+    if certain:
+        return StoreError(f"The change could not be saved; nothing happened. {error}")
+    return Unanswered(
+        f"The change could not be saved for certain, and may be on disk yet. {error}"
+    )
