@@ -21,9 +21,12 @@ from .errors import (
     StoreError,
     TooLarge,
     Unanswered,
+    Unkeepable,
+    Unloadable,
     Unreachable,
 )
 from .handles import Handle
+from .journal import Unchanged, now, random
 from .manager import StateManager
 from .sharing import readonly, share
 from .version import VERSION as __version__
@@ -47,10 +50,15 @@ __all__ = [
     "StoreError",
     "TooLarge",
     "Unanswered",
+    "Unchanged",
+    "Unkeepable",
+    "Unloadable",
     "Unreachable",
     "__version__",
     "allow",
     "connect",
+    "now",
+    "random",
     "readonly",
     "share",
 ]

@@ -72,6 +72,8 @@ def connect(
         changes["address"] = str(wire.parse_address(address))
     if data_dir is not None:
         changes["data_dir"] = Path(data_dir)
+        # A folder that is named here means more than an address in the environment.
+        changes.setdefault("address", None)
     if timeout is not None:
         changes["timeout_s"] = _checked_timeout(timeout)
     if connections_max is not None:

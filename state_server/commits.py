@@ -28,6 +28,10 @@ _RETRY_S = 0.25
 _HOUSEKEEPING_S = 30.0
 
 
+class NeverWritten(StoreError):
+    """A commit failed before anything of it could be valid on disk."""
+
+
 class Stored(NamedTuple):
     """An object on disk. ``entries`` are the journalled calls since its image."""
 
@@ -84,7 +88,11 @@ class Store(Protocol):
         replies: Collection[ReplyRecord],
         forgotten: Collection[bytes],
     ) -> None:
-        """Write everything in one transaction; raise ``StoreError`` if it failed."""
+        """Write everything in one transaction.
+
+        Raises ``StoreError`` if it failed, ``NeverWritten`` if it is certain that it
+        will not be found on disk either.
+        """
 
     def fence(self) -> None:
         """Make sure that a commit that failed is not on disk; raise ``StoreError``."""
@@ -117,6 +125,7 @@ class Batch:
         "changes",
         "entries",
         "forgotten",
+        "is_due",
         "owners",
         "phase",
         "replies",
@@ -132,6 +141,8 @@ class Batch:
         #: What waits for this batch, and the payload to be given to it.
         self.waiting: list[tuple[Any, bytes]] = []
         self.phase = Phase.FILLING
+        #: Whether there is anything that somebody waits to see on disk.
+        self.is_due = False
 
 
 Settle = Callable[[list[tuple[Any, bytes]], "StateServerError | None"], None]
@@ -150,6 +161,7 @@ class Committer:
         self._retention_s = retention_s
         self._lock = threading.Lock()
         self._staged = threading.Condition(self._lock)
+        self._resolved = threading.Condition(self._lock)
         self._filling = Batch()
         self._failing: StoreError | None = None
         self._in_doubt: set[ObjectName] = set()
@@ -190,8 +202,9 @@ class Committer:
         Raises ``StoreError`` when it cannot be read, or when it is not certain yet what
         is on disk of it.
         """
-        if self._failing is not None and name in self._in_doubt:
-            raise self._refusal()
+        with self._lock:
+            if self._failing is not None and name in self._in_doubt:
+                raise self._refusal()
         return self._store.load(name)
 
     def reply_of(self, lane: bytes) -> RememberedReply | None:
@@ -203,7 +216,7 @@ class Committer:
         change: Change,
         owner: Owner,
         reply: ReplyRecord | None,
-        waiting: tuple[Any, bytes],
+        waiting: tuple[Any, bytes] | None,
     ) -> Batch:
         """Add a change to the batch that is filling; return the batch.
 
@@ -227,8 +240,10 @@ class Committer:
             batch.owners[id(owner)] = owner
             if reply is not None:
                 batch.replies.append(reply)
-            batch.waiting.append(waiting)
-            if len(batch.waiting) == 1:
+            if waiting is not None:
+                batch.waiting.append(waiting)
+            if not batch.is_due:
+                batch.is_due = True
                 self._staged.notify()
             return batch
 
@@ -243,6 +258,12 @@ class Committer:
                 batch.waiting.append(waiting)
             return batch.phase
 
+    def wait_for(self, batch: Batch) -> None:
+        """Wait until a batch is committed or has failed: one commit at the most."""
+        with self._lock:
+            while batch.phase is Phase.FILLING:
+                self._resolved.wait(1.0)
+
     def forget(self, lane: bytes) -> None:
         """Forget the remembered reply of a lane, with the next commit."""
         with self._lock:
@@ -253,30 +274,41 @@ class Committer:
     def _write_for_ever(self) -> None:
         while True:
             with self._lock:
-                while not self._filling.waiting and not self._stopping:
+                while not self._filling.is_due and not self._stopping:
                     self._staged.wait(_HOUSEKEEPING_S)
                     if time.monotonic() >= self._tidy_at:
                         break
                 batch, self._filling = self._filling, Batch()
-                if self._stopping and not batch.waiting:
+                if self._stopping and not batch.is_due:
                     return
             self._write(batch)
 
     def _write(self, batch: Batch) -> None:
-        try:
-            if batch.waiting:
+        if batch.is_due or batch.forgotten:
+            try:
                 changes = [*batch.changes.values(), *batch.entries]
                 self._store.commit(changes, batch.replies, batch.forgotten)
-            if time.monotonic() >= self._tidy_at:
-                self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
-                self._store.tidy(self._retention_s)
-        except StoreError as error:
-            self._fail(batch, error)
+            except Exception as error:
+                # Not only StoreError: whatever it was, this thread must go on, or no
+                # call would ever be answered again.
+                self._fail(batch, _as_store_error(error))
+                return
+            self.commits += 1
+            with self._lock:
+                batch.phase = Phase.COMMITTED
+                self._resolved.notify_all()
+            self._settle(batch.waiting, None)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Forget old replies now and then; nobody waits for it, nobody fails by it."""
+        if time.monotonic() < self._tidy_at:
             return
-        self.commits += 1
-        with self._lock:
-            batch.phase = Phase.COMMITTED
-        self._settle(batch.waiting, None)
+        self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
+        try:
+            self._store.tidy(self._retention_s)
+        except Exception as error:
+            log.warning("Old replies could not be forgotten: %s", error)
 
     def _fail(self, batch: Batch, error: StoreError) -> None:
         """Undo in memory what could not be saved; go on when the disk does."""
@@ -289,15 +321,18 @@ class Committer:
                 failed.phase = Phase.FAILED
                 for owner in failed.owners.values():
                     owner.poisoned = True
-                self._in_doubt.update(failed.changes)
-                self._in_doubt.update(entry.name for entry in failed.entries)
-        certain = self._try_fence()
-        # The later batch never reached the store: of that we are certain anyway.
+            if not isinstance(error, NeverWritten):
+                # The later batch never reached the store: of that we are certain.
+                self._in_doubt.update(batch.changes)
+                self._in_doubt.update(entry.name for entry in batch.entries)
+            self._resolved.notify_all()
+        works = self._try_fence()
+        certain = works or isinstance(error, NeverWritten)
         self._settle(batch.waiting, _outcome(error, certain))
         self._settle(later.waiting, _outcome(error, True))
-        while not certain and not self._stopping:
+        while not works and not self._stopping:
             time.sleep(_RETRY_S)
-            certain = self._try_fence()
+            works = self._try_fence()
         with self._lock:
             self._failing = None
             self._in_doubt.clear()
@@ -306,7 +341,7 @@ class Committer:
     def _try_fence(self) -> bool:
         try:
             self._store.fence()
-        except StoreError as error:
+        except Exception as error:
             log.debug("No fence yet: %s", error)
             return False
         return True
@@ -315,6 +350,13 @@ class Committer:
         return StoreError(
             f"The store does not work for now; nothing happened. {self._failing}"
         )
+
+
+def _as_store_error(error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error
+    log.error("The store failed in a way of its own.", exc_info=error)
+    return StoreError(f"{type(error).__name__}: {error}.")
 
 
 def _outcome(error: StoreError, certain: bool) -> StateServerError:

@@ -144,11 +144,15 @@ class Crew:
         # In this order: the monitor rests only if it sees no turn after clearing.
         if not self._monitor_looks.is_set():
             self._monitor_looks.set()
-        continuation = step()
-        with self._lock:
-            leads = self._leader is threading.current_thread()
-            if leads:
-                self._in_turn = False
+        try:
+            continuation = step()
+        finally:
+            # After a defect as well: a turn left open would cost a leader its place
+            # while it polls, and two would lead for a moment.
+            with self._lock:
+                leads = self._leader is threading.current_thread()
+                if leads:
+                    self._in_turn = False
         if continuation is not None:
             if leads:
                 continuation()

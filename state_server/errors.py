@@ -99,6 +99,20 @@ class StoreError(StateServerError):
     status = 503
 
 
+class Unkeepable(StoreError):
+    """The state of an object cannot be kept: part of it cannot be pickled."""
+
+    retryable = False
+    status = 500
+
+
+class Unloadable(StoreError):
+    """A stored object cannot be brought back into memory by this manager."""
+
+    retryable = False
+    status = 500
+
+
 class RemoteError(StateServerError):
     """The object's own code raised an error whose class may not travel.
 
@@ -128,6 +142,8 @@ FAMILY: dict[str, type[StateServerError]] = {
         Overloaded,
         Stopping,
         StoreError,
+        Unkeepable,
+        Unloadable,
         RemoteError,
     )
 }

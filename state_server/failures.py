@@ -142,5 +142,6 @@ def _formatted(error: BaseException) -> str:
 def _safely(render: Any, value: object) -> str:
     try:
         return str(render(value))
-    except Exception as error:
+    except BaseException as error:
+        # The class's own code again: sys.exit() in it must not end the turn either.
         return f"<{type(value).__qualname__} whose text failed: {type(error).__name__}>"

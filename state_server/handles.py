@@ -75,6 +75,12 @@ class Handle:
         "_timeout_s",
     )
 
+    _caller: Caller
+    _class_name: str
+    _key: str
+    _methods: dict[str, RemoteMethod]
+    _timeout_s: float | None
+
     def __init__(
         self, caller: Caller, class_name: str, key: str, timeout_s: float | None = None
     ) -> None:

@@ -40,6 +40,7 @@ from .errors import (
     TooLarge,
     Unanswered,
 )
+from .journal import JournalKeeper, Unchanged
 from .keeping import Keeper, KeepingLimits, MemoryKeeper, StateKeeper
 from .limits import Edge
 from .messages import DEFAULT_KEY, Call, Contract, Lane, running
@@ -239,9 +240,27 @@ class Host:
             self._committer.start()
 
     def stop(self) -> None:
-        """Commit what is staged and close the store."""
-        if self._committer is not None:
-            self._committer.stop()
+        """Commit what is staged, write images of journalled objects, close the store.
+
+        Called when no thread runs a call any more.
+        """
+        if self._committer is None:
+            return
+        for resident in self._residents.values():
+            keeper = resident.keeper
+            if isinstance(keeper, JournalKeeper) and keeper.has_entries:
+                self._write_image(resident, keeper)
+        self._committer.stop()
+
+    def _write_image(self, resident: Resident, keeper: JournalKeeper) -> None:
+        assert self._committer is not None
+        if resident.current is not None:
+            return
+        try:
+            self._committer.stage(keeper.snapshot(), resident, None, None)
+        except StoreError as error:
+            # Its journal says the same; only the next start takes longer.
+            log.warning("No image of %s was written: %s", resident.name, error)
 
     def close(self) -> None:
         """Refuse new calls from here on; those that wait or run are finished."""
@@ -288,6 +307,8 @@ class Host:
         if memory is None:
             memory = self._recall(lane)
         with self._lock:
+            # Another connection of the lane may have come while the store was read.
+            memory = self._lanes.get(lane.lane, memory)
             if memory.session != lane.session:
                 raise Stale("The lane belongs to another session.")
             if lane.lane not in self._lanes:
@@ -402,9 +423,9 @@ class Host:
             raise Stopping("The manager is stopping and takes no more calls.")
         if not call.remaining_s > 0:
             raise Expired(f"The deadline of {call.name}.{call.method} has passed.")
-        resident = self._resident(call)
         if self._pending_edge.reached(self._pending):
             raise Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
+        resident = self._resident(call)
         if len(resident.queue) >= self.limits.queue_max:
             if not resident.is_full:
                 resident.is_full = True
@@ -505,6 +526,9 @@ class Host:
         return resident
 
     def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
+        if shared.durable == "journal" and self._committer is not None:
+            limit = self._keeping.journal_bytes_max
+            return JournalKeeper(name, shared, self._committer, limit)
         if shared.durable or shared.rollback:
             committer = self._committer if shared.durable else None
             return StateKeeper(name, shared, committer, self._keeping)
@@ -580,6 +604,7 @@ class Host:
             if keeper.instance is None:
                 self._bring(resident)
             step = self._step(resident, call, arguments)
+            keeper.begin()
             ran = True
             value = step(*arguments, **keywords)
             if isinstance(value, types.GeneratorType):
@@ -592,12 +617,10 @@ class Host:
             running.boot_id = None
         try:
             payload = form.done(call, value)
-            return payload, keeper.kept(
-                readonly=call.method in resident.shared.readonly
-            )
+            return payload, keeper.kept(call, readonly=_is_readonly(resident, call))
         except StateServerError as error:
             log.warning("%s.%s was not done: %s", call.name, call.method, error)
-            self._undo(resident)
+            self._undo(resident, call)
             if not keeper.undoes:
                 error = RemoteError(
                     f"{call.name}.{call.method} ran, but its result cannot travel: "
@@ -612,8 +635,10 @@ class Host:
         if isinstance(error, StateServerError) and not ran:
             log.info("%s.%s refused: %s", call.name, call.method, error)
             return form.refused(call, error)
-        if ran:
-            self._undo(resident)
+        if isinstance(error, Unchanged):
+            error = error.error
+        elif ran:
+            self._undo(resident, call)
         log.info(
             "%s.%s raised %s: %s",
             call.name,
@@ -624,9 +649,9 @@ class Host:
         )
         return form.raised(call, error)
 
-    def _undo(self, resident: Resident) -> None:
+    def _undo(self, resident: Resident, call: Call) -> None:
         try:
-            resident.keeper.undo()
+            resident.keeper.undo(readonly=_is_readonly(resident, call))
         except Exception:
             # The class's own code again. The object leaves memory; what is on disk is
             # what it was before the call.
@@ -635,6 +660,9 @@ class Host:
 
     def _bring(self, resident: Resident) -> None:
         """Build or load the object, in its own turn: slowness delays only itself."""
+        if resident.batch is not None and self._committer is not None:
+            # What was staged last must be on disk before the disk is asked.
+            self._committer.wait_for(resident.batch)
         resident.keeper.bring()
         if resident.contract is None:
             resident.contract = contract_of(
@@ -810,6 +838,10 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
 
 
+def _is_readonly(resident: Resident, call: Call) -> bool:
+    return call.method in resident.shared.readonly
+
+
 def _snapshot(iterator: Any) -> list[Any]:
     """Return the items as a list; an endless iterator ends in ``TooLarge``."""
     limit = codec.DEFAULT_LIMITS.nodes_max
@@ -822,6 +854,6 @@ def _snapshot(iterator: Any) -> list[Any]:
 def _shown(error: BaseException) -> str:
     try:
         return str(error)[:500]
-    except Exception as failure:
+    except BaseException as failure:
         # Logged in its place: an error that cannot be printed must not end the turn.
         return f"<text failed: {type(failure).__name__}>"

@@ -1,7 +1,7 @@
 """Objects to bytes and back, as state: what is kept of an object between two calls.
 
-State is trusted pickle, made and read by the manager alone, in its private folder. It is
-taken apart as pickle does it (``__getstate__``, ``__dict__``, ``__slots__``), without
+State is trusted pickle, made and read by the manager alone, in its private folder. It
+is taken apart as pickle does it (``__getstate__``, ``__dict__``, ``__slots__``), without
 the name of the class, so that a class can be renamed and its state migrated.
 
 Nothing from the wire may enter here; that is codec's.
@@ -13,10 +13,17 @@ import copyreg
 import io
 import pickle
 import threading
+import types
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from typing import Any, NamedTuple
+from uuid import UUID
 
-from .errors import StoreError
+from .errors import Unkeepable
 
 #: Attributes that are not state, and what makes them anew (``None``: left away).
 Transient = Mapping[str, Callable[[], Any] | None]
@@ -24,25 +31,15 @@ Transient = Mapping[str, Callable[[], Any] | None]
 _PROTOCOL = 5
 
 
-class Unkeepable(StoreError):
-    """The state of an object cannot be kept: part of it cannot be pickled."""
-
-    retryable = False
-    status = 500
-
-
-class Unloadable(StoreError):
-    """A stored object cannot be brought back into memory by this manager."""
-
-    retryable = False
-    status = 500
-
-
 class Parts(NamedTuple):
-    """An object taken apart: how to make an empty one, and what to put into it."""
+    """An object taken apart: how to make an empty one, and what to put into it.
+
+    ``kwargs`` is ``None`` for an object that is made by calling its class, as sets,
+    counters and double-ended queues want it.
+    """
 
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    kwargs: dict[str, Any] | None
     state: Any
     items: list[Any] | None
     pairs: list[tuple[Any, Any]] | None
@@ -77,16 +74,25 @@ def dump(instance: Any, transient: Transient) -> bytes:
 
     Raises ``Unkeepable`` naming the attribute that cannot be pickled.
     """
-    parts = _taken_apart(instance, transient)
+    parts = None
+    try:
+        parts = _taken_apart(instance, transient)
+        # Two pickles in a row: the empty object must exist before its state is read.
+        return _pickled(instance, parts[:2], parts[2:])
+    except Unkeepable:
+        raise
+    except Exception as error:
+        state = None if parts is None else parts.state
+        raise Unkeepable(_why(instance, state, error)) from error
+
+
+def _pickled(root: Any, *values: Any) -> bytes:
+    """Return the pickles of ``values``, one after the other."""
     file = io.BytesIO()
     pickler = _ImagePickler(file, _PROTOCOL)
-    pickler.root = instance
-    try:
-        # Two pickles in a row: the empty object must exist before its state is read.
-        pickler.dump(parts[:2])
-        pickler.dump(parts[2:])
-    except Exception as error:
-        raise Unkeepable(_why(instance, parts.state, error)) from error
+    pickler.root = root
+    for value in values:
+        pickler.dump(value)
     return file.getvalue()
 
 
@@ -104,7 +110,10 @@ def rebuild(
     """Return the object that ``image`` describes, its state changed by ``migrate``."""
     unpickler = pickle.Unpickler(io.BytesIO(image))
     args, kwargs = unpickler.load()
-    instance = cls.__new__(cls, *args, **kwargs)
+    if kwargs is None:
+        instance = cls(*args)
+    else:
+        instance = cls.__new__(cls, *args, **kwargs)
     before, _loading.root = _loading.root, instance
     try:
         state, items, pairs = unpickler.load()
@@ -112,17 +121,24 @@ def rebuild(
         _loading.root = before
     if migrate is not None:
         state = migrate(state)
-    _put_state(instance, state)
+    # Items before the state, as pickle does it: what a method of the class that puts
+    # items in changes besides them is put right by the state.
     if items is not None:
-        for item in items:
-            instance.append(item)
+        _base(cls, (list, deque)).extend(instance, items)
     if pairs is not None:
+        put = _base(cls, (OrderedDict, dict)).__setitem__
         for key, value in pairs:
-            instance[key] = value
+            put(instance, key, value)
+    _put_state(instance, state)
     for name, make in transient.items():
         if make is not None:
             object.__setattr__(instance, name, make())
     return instance
+
+
+def _base(cls: type, bases: tuple[type, ...]) -> Any:
+    """Return the built-in class that ``cls`` is made from: its methods only do that."""
+    return next((base for base in bases if issubclass(cls, base)), cls)
 
 
 def state_of(image: bytes) -> Any:
@@ -141,6 +157,85 @@ def from_parts(parts: Parts) -> bytes:
     return file.getvalue()
 
 
+class _Itself:
+    """Stands, in parts taken from an image, for the object that the image is of."""
+
+    def __repr__(self) -> str:
+        return "<the object itself>"
+
+    def __reduce__(self) -> str:
+        return "ITSELF"
+
+
+ITSELF = _Itself()
+
+
+def parts_of(image: bytes) -> Parts:
+    """Return the parts in an image, with ``ITSELF`` where the object is in them.
+
+    This runs what the image names, as ``pickle`` does: for our own files only.
+    """
+    before, _loading.root = _loading.root, ITSELF
+    try:
+        return state_of(image)  # type: ignore[no-any-return]
+    finally:
+        _loading.root = before
+
+
+def image_of(parts: Parts) -> bytes:
+    """Return the image that holds these parts."""
+    return _pickled(ITSELF, parts[:2], parts[2:])
+
+
+def pickled(value: object) -> bytes:
+    """Return one value of a state as bytes."""
+    return pickle.dumps(value, _PROTOCOL)
+
+
+def unpickled(data: bytes) -> Any:
+    """Return the value in ``data``; this runs what it names: for trusted files only."""
+    return pickle.loads(data)
+
+
+def shares_values(parts: Parts) -> bool:
+    """Tell whether a value that may change is at two places of the parts.
+
+    Such parts cannot be written as a tree and read again without becoming two values.
+    """
+    pickler = _MeetingPickler(io.BytesIO(), _PROTOCOL)
+    pickler.dump(tuple(parts))
+    return pickler.met_again
+
+
+class _MeetingPickler(pickle.Pickler):
+    """Notes whether it meets a value twice; the pickler's memo keeps ids unique."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.met_again = False
+        self._met: dict[int, object] = {}
+
+    def persistent_id(self, value: Any) -> None:
+        """Note one value; it is pickled as usual."""
+        if id(value) in self._met and not _is_constant(value):
+            self.met_again = True
+        self._met[id(value)] = value
+
+
+_ATOMS = (
+    *(type(None), bool, int, float, complex, str, bytes),
+    *(Decimal, Fraction, date, time, timedelta, tzinfo, UUID, Enum),
+    *(type, types.FunctionType, types.BuiltinFunctionType, _Itself),
+)
+
+
+def _is_constant(value: Any) -> bool:
+    """Tell whether nobody can see that two of this value are one and the same."""
+    if type(value) in (tuple, frozenset):
+        return all(isinstance(item, _ATOMS) for item in value)
+    return isinstance(value, _ATOMS)
+
+
 def _taken_apart(instance: Any, transient: Transient) -> Parts:
     function, arguments, *rest = instance.__reduce_ex__(4)
     state, items, pairs = (*rest, None, None, None)[:3]
@@ -148,6 +243,8 @@ def _taken_apart(instance: Any, transient: Transient) -> Parts:
         args, kwargs = tuple(arguments[1:]), {}
     elif function is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
         _, args, kwargs = arguments
+    elif function is type(instance):
+        args, kwargs = tuple(arguments), None
     else:
         raise Unkeepable(
             f"{type(instance).__qualname__} describes itself to pickle in a way of its "
@@ -192,14 +289,16 @@ def _put_state(instance: Any, state: Any) -> None:
 def _why(instance: Any, state: Any, error: Exception) -> str:
     """Say which attribute cannot be pickled."""
     shared = type(instance).__qualname__
-    named = state[0] if isinstance(state, tuple) and state else state
-    for name, value in (named if isinstance(named, dict) else {}).items():
+    named: dict[str, Any] = {}
+    for part in state if isinstance(state, tuple) else (state,):
+        named.update(part if isinstance(part, dict) else {})
+    for name, value in named.items():
         try:
-            pickle.dumps(value, _PROTOCOL)
+            _pickled(instance, value)
         except Exception as cause:
             return (
                 f"The state of {shared} cannot be kept: its attribute {name!r}, a "
                 f"{type(value).__qualname__}, cannot be pickled ({cause}). Leave it "
                 f"away with share(transient={{{name!r}: …}}) or __getstate__."
             )
-    return f"The state of {shared} cannot be kept: {error}."
+    return f"The state of {shared} cannot be kept: {type(error).__name__}: {error}."

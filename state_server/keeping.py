@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from . import image
 from .commits import Change, Committer, ObjectName, Stored
-from .errors import Refused, TooLarge
-from .image import Unloadable
+from .errors import Refused, TooLarge, Unkeepable, Unloadable
+from .messages import Call
 from .sharing import SharedClass
 
 log = logging.getLogger("state_server.host")
@@ -24,6 +24,7 @@ class KeepingLimits(NamedTuple):
 
     state_bytes_max: int = 1024 * 1024
     state_bytes_warn: int = 64 * 1024
+    journal_bytes_max: int = 16 * 1024 * 1024
     development: bool = False
 
 
@@ -37,13 +38,16 @@ class Keeper(Protocol):
     def bring(self) -> None:
         """Bring the object into memory: from disk, or built anew."""
 
-    def kept(self, *, readonly: bool) -> Change | None:
+    def begin(self) -> None:
+        """Take note that a call begins."""
+
+    def kept(self, call: Call, *, readonly: bool) -> Change | None:
         """Return what the call changed, after it has succeeded.
 
         Raises an error of the family when the state cannot be kept.
         """
 
-    def undo(self) -> None:
+    def undo(self, *, readonly: bool) -> None:
         """Put the object back to what it was before the call."""
 
     def drop(self) -> None:
@@ -65,11 +69,14 @@ class MemoryKeeper:
         """Build the object."""
         self.instance = self._shared.build()
 
-    def kept(self, *, readonly: bool) -> Change | None:
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def kept(self, call: Call, *, readonly: bool) -> Change | None:
         """Return nothing: nothing is kept."""
         return None
 
-    def undo(self) -> None:
+    def undo(self, *, readonly: bool) -> None:
         """Do nothing."""
 
     def drop(self) -> None:
@@ -132,7 +139,10 @@ class StateKeeper:
         self._saved = stored is not None
         self.instance = instance
 
-    def kept(self, *, readonly: bool) -> Change | None:
+    def begin(self) -> None:
+        """Do nothing: the image of the last call is what a call begins with."""
+
+    def kept(self, call: Call, *, readonly: bool) -> Change | None:
         """Return the new image, if the state is another than before."""
         if readonly and self._saved and not self._limits.development:
             return None
@@ -140,8 +150,8 @@ class StateKeeper:
         same = fresh == self._image
         if readonly and not same:
             raise Refused(
-                f"A method of {'/'.join(self._name)} that is declared read-only changed "
-                "the object; the change was undone. Remove the declaration."
+                f"A method of {'/'.join(self._name)} that is declared read-only "
+                "changed the object; the change was undone. Remove the declaration."
             )
         if same and self._saved:
             return None
@@ -153,13 +163,13 @@ class StateKeeper:
             return None
         return Change(self._name, self._shared.version, self._generation, fresh)
 
-    def undo(self) -> None:
+    def undo(self, *, readonly: bool) -> None:
         """Put the object back, as a new instance, if it is not what it was."""
-        if self.instance is None:
+        if self.instance is None or (readonly and not self._limits.development):
             return
         try:
             same = image.dump(self.instance, self._shared.transient) == self._image
-        except image.Unkeepable:
+        except Unkeepable:
             same = False
         if not same:
             cls = type(self.instance)
@@ -177,8 +187,8 @@ class StateKeeper:
         if size > self._limits.state_bytes_max:
             raise TooLarge(
                 f"The state of {name} would have {size} bytes; the limit is "
-                f"{self._limits.state_bytes_max} (state_bytes_max). The call was undone. "
-                'Split the object up, or share the class with durable="journal".'
+                f"{self._limits.state_bytes_max} (state_bytes_max). The call was "
+                'undone. Split the object up, or share the class with durable="journal".'
             )
         if size > self._limits.state_bytes_warn and not self._warned:
             self._warned = True
@@ -201,15 +211,15 @@ def loaded(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
     migrate = None
     if stored.version > shared.version:
         raise Unloadable(
-            f"{shown} was stored by version {stored.version} of its class; this manager "
-            f"has version {shared.version}. Start it with the newer code."
+            f"{shown} was stored by version {stored.version} of its class; this "
+            f"manager has version {shared.version}. Start it with the newer code."
         )
     if stored.version < shared.version:
         method = getattr(cls, "migrate", None)
         if method is None:
             raise Unloadable(
-                f"{shown} was stored by version {stored.version} of its class, which is "
-                f"at version {shared.version} now and has no classmethod "
+                f"{shown} was stored by version {stored.version} of its class, which "
+                f"is at version {shared.version} now and has no classmethod "
                 "migrate(old_version, state)."
             )
 

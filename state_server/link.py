@@ -12,7 +12,14 @@ import socket
 import time
 
 from . import wire
-from .errors import Denied, NotAllowed, Overloaded, TooLarge, Unreachable
+from .errors import (
+    Denied,
+    NotAllowed,
+    Overloaded,
+    StateServerError,
+    TooLarge,
+    Unreachable,
+)
 from .failures import error_from, unpack
 from .messages import Lane
 
@@ -96,10 +103,12 @@ class Link:
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._shake_hands(key, admin_key, deadline)
+        except StateServerError:
+            # Before OSError: Denied and Unanswered are of that family as well.
+            self.socket.close()
+            raise
         except (OSError, TimeIsUp, BrokenLink) as error:
             self.socket.close()
-            if isinstance(error, Unreachable):
-                raise
             raise Unreachable(f"{address} does not answer: {error}.") from error
         except BaseException:
             self.socket.close()

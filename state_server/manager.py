@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.managers
+import multiprocessing.util
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from . import wire
 from .client import Client, connect
 from .errors import ConfigError
 from .objects import add_ready_made
-from .service import Service, stop_with_parent
+from .service import Service, stop_on_signals
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, describe_class, describe_factory
 
@@ -40,13 +41,18 @@ class Server:
         self.address: str | tuple[str, int] = service.start().stock
 
     def serve_forever(self) -> None:
-        """Serve until ``stop`` is called or the process is interrupted."""
+        """Serve until ``stop`` is called or the process is told to end."""
+        restore = None
+        if threading.current_thread() is threading.main_thread():
+            restore = stop_on_signals(self._service.request_stop)
         try:
             self._service.wait()
         except (KeyboardInterrupt, SystemExit):
             pass
         finally:
             self._service.stop()
+            if restore is not None:
+                restore()
 
     def stop(self) -> None:
         """Have ``serve_forever`` return, after the running calls have ended."""
@@ -89,7 +95,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         self._own_folder: Path | None = None
         self._client: Client | None = None
         self._child: Any = None
-        self._leash: Connection | None = None
+        self._end_child: Callable[[], object] | None = None
         self._stop_timeout_s = shutdown_timeout
         self._context = ctx or multiprocessing.get_context()
 
@@ -170,21 +176,30 @@ class StateManager(multiprocessing.managers.BaseManager):
             raise ConfigError("The manager has been started already.")
         settings = self._settings()
         ours, theirs = self._context.Pipe()
-        self._child = self._context.Process(
+        child = self._context.Process(
             target=_serve,
             args=(
-                theirs,
+                (ours, theirs),
                 settings,
                 self._given_key,
                 self._shared(),
+                self._own_folder,
                 initializer,
                 initargs,
             ),
             name=f"{type(self).__name__}-server",
         )
-        self._child.start()
+        try:
+            child.start()
+        except BaseException:
+            self.shutdown()
+            raise
         theirs.close()
-        self._leash = ours
+        self._child = child
+        # Also run when this manager is collected, and before this process ends.
+        self._end_child = multiprocessing.util.Finalize(
+            self, _end, args=(child, ours, self._stop_timeout_s + 5), exitpriority=0
+        )
         self._where = self._await_child(ours)
         self._client = self._make_client()
 
@@ -206,16 +221,9 @@ class StateManager(multiprocessing.managers.BaseManager):
     def shutdown(self) -> None:  # type: ignore[override]
         """Stop the process that ``start`` made; without one, only disconnect."""
         self.close()
-        if self._leash is not None:
-            # The child watches the other end: closing ours is how it is told.
-            self._leash.close()
-            self._leash = None
-        if self._child is not None:
-            self._child.join(self._stop_timeout_s + 5)
-            if self._child.is_alive():
-                self._child.kill()
-                self._child.join()
-            self._child = None
+        if self._end_child is not None:
+            self._end_child()
+            self._end_child = self._child = None
         if self._own_folder is not None:
             shutil.rmtree(self._own_folder, ignore_errors=True)
             self._own_folder = None
@@ -283,25 +291,63 @@ def _registered(cls: type) -> dict[str, Any]:
     return vars(cls)["_state_server_registered"]  # type: ignore[no-any-return]
 
 
+def _end(child: Any, leash: Connection, timeout_s: float) -> None:
+    """Tell the server's process to stop, and wait until it has."""
+    try:
+        leash.send_bytes(b"stop")
+    except OSError:
+        # It has ended already; nothing is left but to collect it.
+        pass
+    leash.close()
+    child.join(timeout_s)
+    if child.is_alive():
+        child.kill()
+        child.join()
+
+
 def _serve(
-    pipe: Connection,
+    pipe: tuple[Connection, Connection],
     settings: ManagerSettings,
     key: bytes | None,
     shared: Catalogue,
+    own_folder: Path | None,
     initializer: Callable[..., object] | None,
     initargs: Any,
 ) -> None:
     """Be the server's process: say ready or why not, then serve until let go."""
+    parents_end, ours = pipe
+    # A copy of the parent's end would keep the pipe open after the parent's death.
+    parents_end.close()
     service = Service(settings, key, shared)
+    # Ctrl-C reaches the whole family; the parent says when the last call was made.
+    stop_on_signals(service.request_stop, ignore_interrupts=True)
     try:
-        if initializer is not None:
-            initializer(*initargs)
-        address = service.start()
-    except Exception as error:
-        # The border of the child's life: the reason goes to the parent, who raises it.
-        pipe.send(("failed", f"{type(error).__name__}: {error}"))
-        return
-    pipe.send(("ready", str(address)))
-    stop_with_parent(pipe.fileno(), service.request_stop)
-    service.wait()
-    service.stop()
+        try:
+            if initializer is not None:
+                initializer(*initargs)
+            address = service.start()
+        except Exception as error:
+            # The border of the child's life: the parent is told, and raises it.
+            ours.send(("failed", f"{type(error).__name__}: {error}"))
+            return
+        ours.send(("ready", str(address)))
+        _stop_when_let_go(ours, service.request_stop)
+        service.wait()
+        service.stop()
+    finally:
+        if own_folder is not None:
+            # The parent may be dead.
+            shutil.rmtree(own_folder, ignore_errors=True)
+
+
+def _stop_when_let_go(leash: Connection, stop: Callable[[], None]) -> None:
+    """Call ``stop`` when the parent says so, or is dead."""
+
+    def watch() -> None:
+        try:
+            leash.recv_bytes()
+        except (EOFError, OSError):
+            pass
+        stop()
+
+    threading.Thread(target=watch, name="state-server-parent", daemon=True).start()

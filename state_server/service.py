@@ -274,6 +274,11 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_CONFIG
     log_to_stderr(settings.log_level)
+    try:
+        fix_hash_seed(settings)
+    except ConfigError as error:
+        log.error("The manager was not started: %s", error)
+        return EXIT_CONFIG
     for sentence in configuration.unknown_variables(os.environ):
         log.warning(sentence)
     service = Service(settings)
@@ -292,6 +297,24 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     return 0
 
 
+def fix_hash_seed(settings: ManagerSettings) -> None:
+    """Start this process anew with the hash seed of its data folder, if it matters.
+
+    The order in which a set iterates depends on the seed, and a journalled method may
+    depend on that order. Raises ``ConfigError`` when the objects cannot be loaded.
+    """
+    for specification in settings.objects:
+        load_objects(specification)
+    shared = [catalogue.get(name) for name in catalogue.names()]
+    journals = any(item is not None and item.durable == "journal" for item in shared)
+    if settings.memory or not journals or "PYTHONHASHSEED" in os.environ:
+        return
+    configuration.make_private_folder(settings.data_dir)
+    seed = configuration.hash_seed(settings.data_dir)
+    os.environ["PYTHONHASHSEED"] = str(seed)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def log_to_stderr(level: str) -> None:
     """Send the logs of this process to standard error."""
     logging.basicConfig(
@@ -301,10 +324,13 @@ def log_to_stderr(level: str) -> None:
     )
 
 
-def stop_on_signals(stop: Callable[[], None]) -> Callable[[], None]:
+def stop_on_signals(
+    stop: Callable[[], None], *, ignore_interrupts: bool = False
+) -> Callable[[], None]:
     """Call ``stop`` on SIGTERM and SIGINT; a second one ends the process at once.
 
-    Returns a function that puts the former handlers back.
+    ``ignore_interrupts``: SIGINT does nothing. Returns a function that puts the former
+    handlers back.
     """
     asked = False
 
@@ -317,8 +343,10 @@ def stop_on_signals(stop: Callable[[], None]) -> Callable[[], None]:
         stop()
 
     former = {
-        number: signal.signal(number, handle)
-        for number in (signal.SIGTERM, signal.SIGINT)
+        signal.SIGTERM: signal.signal(signal.SIGTERM, handle),
+        signal.SIGINT: signal.signal(
+            signal.SIGINT, signal.SIG_IGN if ignore_interrupts else handle
+        ),
     }
 
     def restore() -> None:

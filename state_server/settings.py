@@ -141,6 +141,9 @@ class ManagerSettings(CommonSettings):
     state_bytes_warn: int = _setting(
         64 * 1024, _whole(1024), "kept state of one object that is logged as large"
     )
+    journal_bytes_max: int = _setting(
+        16 * MEBIBYTE, _whole(1024), "journal of one object before its next image"
+    )
     idle_timeout_s: float = _setting(
         300.0, _seconds, "time without a call after which an object leaves memory"
     )
@@ -188,6 +191,15 @@ class WebSettings(CommonSettings):
     )
     linger_s: float = _setting(
         1.0, _seconds, "time a draining worker still serves its open connections"
+    )
+    worker_connections_max: int = _setting(
+        1000, _whole(1), "open connections of each worker process"
+    )
+    web_backlog: int = _setting(
+        1024, _whole(1), "connections waiting for a worker to accept them"
+    )
+    request_bytes_max: int = _setting(
+        64 * MEBIBYTE, _whole(1024), "size of the body of one request"
     )
     backoff_max_s: float = _setting(
         30.0, _seconds, "longest wait before a process that keeps dying is replaced"
@@ -313,6 +325,19 @@ def make_key_file(path: Path) -> bytes:
         file.flush()
         os.fsync(file.fileno())
     return key
+
+
+def hash_seed(data_dir: Path) -> int:
+    """Return the hash seed of a data folder; it is drawn once and kept."""
+    path = data_dir / "hashseed"
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        seed = secrets.randbelow(2**32)
+        path.write_text(f"{seed}\n")
+        return seed
+    except ValueError as error:
+        raise ConfigError(f"The hash seed in {path} is not a number.") from error
 
 
 def make_private_folder(path: Path) -> None:

@@ -79,6 +79,14 @@ class Catalogue:
         """Return the names of all shared classes."""
         return f"<Catalogue of {', '.join(sorted(self._by_name)) or 'nothing'}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the tables, without the lock: for a manager that is spawned."""
+        return {"_by_name": self._by_name, "_names": self._names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Bring the tables back, with a lock of their own."""
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def add(self, shared: SharedClass) -> None:
         """Add a class; raise ``ConfigError`` if another one has its name.
 

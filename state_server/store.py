@@ -15,10 +15,19 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
 
-from .commits import Change, ObjectName, RememberedReply, ReplyRecord, Stored
+from .commits import (
+    Change,
+    NeverWritten,
+    ObjectName,
+    RememberedReply,
+    ReplyRecord,
+    Stored,
+)
 from .errors import ConfigError, StoreError
 
 log = logging.getLogger("state_server.store")
@@ -64,6 +73,35 @@ insert into replies (lane, session, number, payload, committed_at)
 values (?, ?, ?, ?, ?) on conflict (lane) do update set number = excluded.number,
 payload = excluded.payload, committed_at = excluded.committed_at
 """
+_NEW_EPOCH = "update about set value = ? where name = 'epoch'"
+
+#: Pages that are copied at a stretch; a signal is heard in between.
+_COPIED_PAGES = 1024
+_PROBLEMS_MAX = 100
+
+
+class StoredRow(NamedTuple):
+    """An object on disk, and its journalled calls, each with its generation."""
+
+    name: ObjectName
+    version: int
+    generation: int
+    image: bytes
+    entries: tuple[tuple[int, bytes], ...] = ()
+
+    @property
+    def stored(self) -> Stored:
+        """Return it as the host loads it."""
+        entries = tuple(entry for _, entry in self.entries)
+        return Stored(self.version, self.generation, self.image, entries)
+
+
+class Inserted(NamedTuple):
+    """What became of objects that were put into a store."""
+
+    added: int
+    replaced: int
+    kept: int
 
 
 class SqliteStore:
@@ -83,10 +121,10 @@ class SqliteStore:
         self.path = path
         self._reader_lock = threading.Lock()
         try:
-            if not path.exists():
+            if path.exists():
+                _look_at(path)
+            else:
                 _make(path)
-            elif path.stat().st_size == 0:
-                raise sqlite3.DatabaseError("the file is empty")
             self._writer = _opened(path, busy_timeout_s)
             try:
                 self.epoch = self._prepare()
@@ -113,27 +151,30 @@ class SqliteStore:
         if mode != "wal":
             raise sqlite3.OperationalError(f"the journal mode is {mode}, not wal")
         writer.execute("pragma synchronous = full")
-        about = dict(writer.execute("select name, value from about").fetchall())
-        version = int(about.get("schema_version", 0))
-        if version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(
-                f"it was written by a release with schema {version}, this one has "
-                f"{SCHEMA_VERSION}"
-            )
-        return bytes(about["epoch"])
+        epoch = "select value from about where name = 'epoch'"
+        return bytes(writer.execute(epoch).fetchone()[0])
 
     def rename(self, old: str, new: str) -> int:
-        """Give the objects of one class to another; return how many there were."""
+        """Give the objects of one class to another; return how many there were.
+
+        Raises ``ConfigError`` when it cannot be done.
+        """
         moved = 0
         with self._reader_lock:
-            self._writer.execute("begin immediate")
-            for table in ("objects", "entries"):
-                cursor = self._writer.execute(
-                    f"update or ignore {table} set class = ? where class = ?",
-                    (new, old),
-                )
-                moved = max(moved, cursor.rowcount)
-            self._writer.execute("commit")
+            try:
+                self._writer.execute("begin immediate")
+                for table in ("objects", "entries"):
+                    cursor = self._writer.execute(
+                        f"update {table} set class = ? where class = ?", (new, old)
+                    )
+                    moved = max(moved, cursor.rowcount)
+                self._writer.execute("commit")
+            except sqlite3.Error as error:
+                self._roll_back()
+                raise ConfigError(
+                    f"The stored objects of {old!r} could not be given to {new!r}: "
+                    f"{error}. Nothing was changed."
+                ) from error
         return moved
 
     def count(self) -> int:
@@ -187,8 +228,13 @@ class SqliteStore:
         replies: Collection[ReplyRecord],
         forgotten: Collection[bytes],
     ) -> None:
-        """Write everything in one transaction; raise ``StoreError`` if it failed."""
+        """Write everything in one transaction.
+
+        Raises ``StoreError`` if it failed, ``NeverWritten`` if it was not even tried to
+        make it valid: without a COMMIT no part of it is ever taken from the log.
+        """
         now = time.time()
+        kind: type[StoreError] = NeverWritten
         images = [c for c in changes if c.image is not None]
         entries = [c for c in changes if c.entry is not None]
         try:
@@ -222,10 +268,11 @@ class SqliteStore:
                     "delete from replies where lane = ?",
                     [(lane,) for lane in forgotten],
                 )
+            kind = StoreError
             writer.execute("commit")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:
             self._roll_back()
-            raise StoreError(f"SQLite says: {error}.") from error
+            raise kind(f"SQLite says: {error}.") from error
 
     def fence(self) -> None:
         """Make sure that a commit that failed is not on disk; raise ``StoreError``."""
@@ -247,6 +294,45 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise StoreError(f"SQLite says: {error}.") from error
 
+    def insert(self, rows: Iterable[StoredRow], *, replace: bool) -> Inserted:
+        """Put objects in, all or none; return what became of them.
+
+        ``replace``: those that exist already are replaced, and otherwise left alone.
+        What has changed begins a new epoch: no call that was made on the former state
+        is repeated onto this one. Raises ``StoreError``, or what ``rows`` raises.
+        """
+        counts = {"added": 0, "replaced": 0, "kept": 0}
+        try:
+            self._writer.execute("begin immediate")
+            for row in rows:
+                counts[self._insert_one(row, replace)] += 1
+            if counts["added"] or counts["replaced"]:
+                self._writer.execute(_NEW_EPOCH, (os.urandom(8),))
+            self._writer.execute("commit")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise StoreError(f"SQLite says: {error}.") from error
+        except BaseException:
+            self._roll_back()
+            raise
+        return Inserted(**counts)
+
+    def _insert_one(self, row: StoredRow, replace: bool) -> str:
+        writer, outcome = self._writer, "added"
+        if writer.execute(
+            "select 1 from objects where class = ? and key = ?", row.name
+        ).fetchone():
+            if not replace:
+                return "kept"
+            outcome = "replaced"
+        writer.execute(_PUT_OBJECT, (*row.name, row.version, row.generation, row.image))
+        writer.execute("delete from entries where class = ? and key = ?", row.name)
+        writer.executemany(
+            "insert into entries values (?, ?, ?, ?)",
+            [(*row.name, *entry) for entry in row.entries],
+        )
+        return outcome
+
     def close(self) -> None:
         """Close the files."""
         with self._reader_lock:
@@ -261,6 +347,195 @@ class SqliteStore:
                 log.warning("The rollback failed as well: %s.", error)
 
 
+def _look_at(path: Path) -> None:
+    """Raise an error if a file is none of ours, without changing a byte of it.
+
+    Opening a database for writing may change it: its journal mode, or what the log
+    next to it brings. Hence this comes first, by a connection that cannot write.
+    """
+    if path.stat().st_size == 0:
+        raise sqlite3.DatabaseError("the file is empty")
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
+    )
+    try:
+        about = dict(connection.execute("select name, value from about").fetchall())
+    finally:
+        connection.close()
+    version = int(about.get("schema_version", 0))
+    if version != SCHEMA_VERSION or "epoch" not in about:
+        raise sqlite3.DatabaseError(
+            f"it was written by a release with schema {version}, this one has "
+            f"{SCHEMA_VERSION}"
+        )
+
+
+class StoreFile:
+    """One moment of a store, read-only, beside a running manager or without one.
+
+    Everything is read in one transaction: what is read fits together however much the
+    manager writes meanwhile, and a copy never begins anew. The manager is not held up,
+    but its log cannot be folded into its file before this one is closed.
+    """
+
+    def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
+        """Open the file; raise ``StoreError`` when it is not a store or is damaged."""
+        self.path = path
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=busy_timeout_s,
+                isolation_level=None,
+            )
+            try:
+                self._connection.execute("begin")
+                rows = self._connection.execute("select name, value from about")
+                self.about: dict[str, bytes] = dict(rows.fetchall())
+                self.schema_version = int(self.about.get("schema_version", 0))
+            except BaseException:
+                self._connection.close()
+                raise
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"{path} cannot be read as state: {error}.") from error
+
+    def __repr__(self) -> str:
+        """Say which file it is."""
+        return f"<StoreFile {self.path}>"
+
+    def __enter__(self) -> StoreFile:
+        """Return the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong with the whole file, a hundred at the most."""
+        return _damage(self._connection, "integrity_check")
+
+    def count(self, table: str) -> int:
+        """Return how many rows ``objects``, ``entries`` or ``replies`` has."""
+        try:
+            rows = self._connection.execute(f"select count(*) from {table}")
+            return int(rows.fetchone()[0])
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def rows(self) -> Iterator[StoredRow]:
+        """Give every object, by class and key; raise ``StoreError`` for damage."""
+        entries_of = (
+            "select generation, entry from entries where class = ? and key = ? "
+            "and generation > ? order by generation"
+        )
+        try:
+            for class_name, key, version, generation, image in self._connection.execute(
+                "select class, key, version, generation, image from objects "
+                "order by class, key"
+            ):
+                name = (class_name, key)
+                entries = self._connection.execute(entries_of, (*name, generation))
+                yield StoredRow(
+                    name, version, generation, image, tuple(entries.fetchall())
+                )
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def copy(self, target: Path, *, about: Mapping[str, bytes], wal: bool) -> None:
+        """Write a copy with a new epoch to ``target``, which must not exist.
+
+        ``about``: further facts for its table of that name. ``wal``: leave it as a
+        manager keeps it; otherwise it can be read from a folder that is read-only. The
+        copy has been verified and is on disk when this returns. Raises ``StoreError``.
+        """
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            copy = sqlite3.connect(target, isolation_level=None)
+            try:
+                # A copy that is cut off is thrown away: it is synced once, at the end.
+                copy.execute("pragma synchronous = off")
+                # Signals are heard only where Python code runs.
+                self._connection.backup(
+                    copy, pages=_COPIED_PAGES, progress=lambda *_: None
+                )
+                copy.execute("pragma journal_mode = delete")
+                copy.execute(_NEW_EPOCH, (os.urandom(8),))
+                copy.executemany(
+                    "insert or replace into about values (?, ?)", about.items()
+                )
+                problems = _damage(copy, "quick_check")
+                if wal:
+                    copy.execute("pragma journal_mode = wal")
+            finally:
+                copy.close()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path} could not be copied to {target}: {error}."
+            ) from error
+        if problems:
+            raise StoreError(
+                f"The copy of {self.path} is damaged: {'; '.join(problems[:3])}. "
+                "Look at the original with `python -m state_server check`."
+            )
+        sync(target)
+
+    def _unreadable(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"{self.path} is damaged: {error}.")
+
+
+def fold_log(path: Path) -> bool:
+    """Bring the log of a store into its file, so that the file alone is the state.
+
+    Returns whether that was possible; it is not when the file is damaged. Raises
+    ``StoreError`` while another process has the file open.
+    """
+    try:
+        # SQLite may write to a damaged file, or delete the log of an empty one.
+        _look_at(path)
+        connection = _opened(path, 2.0)
+        try:
+            (mode,) = connection.execute("pragma journal_mode = delete").fetchone()
+        finally:
+            connection.close()
+    except (sqlite3.Error, ValueError) as error:
+        if "locked" not in str(error):
+            return False
+        mode = "locked"
+    if mode != "delete":
+        raise StoreError(
+            f"{path} is open in another process, perhaps a backup or a check. Wait "
+            "until that has ended."
+        )
+    return True
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder on disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damage(connection: sqlite3.Connection, pragma: str) -> list[str]:
+    try:
+        rows = connection.execute(f"pragma {pragma}({_PROBLEMS_MAX})").fetchall()
+    except sqlite3.Error as error:
+        return [str(error)]
+    return [text for (text,) in rows if text != "ok"]
+
+
 def _opened(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     return sqlite3.connect(
         path,
@@ -273,6 +548,14 @@ def _opened(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
 
 def _make(path: Path) -> None:
     """Make an empty store; whole or not at all, so an empty file is always a damage."""
+    for suffix in ("-wal", "-journal"):
+        # SQLite would take the log of a file that is gone for the log of the new one.
+        left = path.with_name(path.name + suffix)
+        if left.exists():
+            raise sqlite3.DatabaseError(
+                f"it is missing, but its log {left.name} is there; put the file back, "
+                "or move the log away with it"
+            )
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

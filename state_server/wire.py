@@ -445,7 +445,12 @@ class Address:
     @property
     def is_wildcard(self) -> bool:
         """Tell whether the address accepts connections on every interface."""
-        return self.path is None and self.host in ("", "*", "0.0.0.0", "::")
+        return self.path is None and _WILDCARD.fullmatch(self.host) is not None
+
+
+#: Every spelling of all zeros that a system takes: ``0``, ``0x0``, ``::0``, and the
+#: IPv4 wildcard inside IPv6. No name of a machine looks like that.
+_WILDCARD = re.compile(r"\*|(?:::ffff:)?[0x.:]*", re.IGNORECASE)
 
 
 #: Longest path of a Unix socket: 108 bytes with the closing zero on Linux, 104 on BSD
@@ -459,7 +464,7 @@ def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
     Raises ``ConfigError`` naming the address and what is wrong with it.
     """
     if isinstance(given, tuple):
-        return Address(host=given[0], port=given[1])
+        return _pair(given)
     text = os.fspath(given)
     if "://" not in text:
         return _unix(text)
@@ -475,6 +480,15 @@ def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
     if match is None or int(match[3]) > 65535:
         raise ConfigError(f"The address {text!r} is not of the form tcp://host:port.")
     return Address(host=match[1] or match[2] or "", port=int(match[3]))
+
+
+def _pair(pair: tuple[Any, ...]) -> Address:
+    match pair:
+        case (str(host), int(port)) if 0 <= port <= 65535:
+            return Address(host=host, port=port)
+    raise ConfigError(
+        f"The address {pair!r} is not a (host, port) with a port from 0 to 65535."
+    )
 
 
 def _unix(path: str) -> Address:

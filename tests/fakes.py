@@ -125,10 +125,14 @@ _lane_numbers = itertools.count(1)
 
 
 def catalogue_of(*shared: type | SharedClass) -> Catalogue:
-    """Return a catalogue of these classes."""
+    """Return a catalogue of these classes, whose objects live in memory only."""
     catalogue = Catalogue()
     for item in shared:
-        record = item if isinstance(item, SharedClass) else describe_class(item)
+        record = (
+            item
+            if isinstance(item, SharedClass)
+            else describe_class(item, durable=False)
+        )
         catalogue.add(record)
     return catalogue
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dataclasses
+import importlib
 import os
+import pickle
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
@@ -32,7 +37,9 @@ class ManagerProcess:
         self.address = ""
 
     def start(self) -> ManagerProcess:
-        """Start it and wait until it is ready."""
+        """Start it and wait until it is ready; a former process must have ended."""
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 [
@@ -135,3 +142,191 @@ def wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true in {timeout_s} s")
         time.sleep(0.005)
+
+
+# Scenarios that run against a manager of ours and of the standard library ------------
+
+
+@dataclasses.dataclass
+class Side:
+    """A manager as a scenario sees it: ours, or the standard library's."""
+
+    ours: bool
+    address: Any
+    key: bytes
+    pid: int
+    folder: Path
+
+    def connect(self) -> Any:
+        """Return a new client: ours, or a connected ``BaseManager``."""
+        if self.ours:
+            return state_server.connect(self.address, self.key)
+
+        class StockManager(BaseManager):
+            pass
+
+        from . import shared_classes
+
+        for cls in shared_classes.CLASSES:
+            for prefix in ("", "New", "Late"):
+                StockManager.register(prefix + cls.__name__)
+        manager = StockManager(address=self.address, authkey=self.key)
+        manager.connect()
+        return manager
+
+    def get(self, name: str, key: str = "default") -> Any:
+        """Return a handle or a proxy; the standard library knows no keys."""
+        if self.ours:
+            return self.connect().get(name, key)
+        return getattr(self.connect(), name)()
+
+    def mark(self, name: str) -> str:
+        """Return the path of a file that says how far somebody is; it is not there."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        return str(path)
+
+
+def side_of(manager: ManagerProcess) -> Side:
+    """Return the side of a manager of ours."""
+    return Side(True, manager.stock_address, manager.key, manager.pid, manager.folder)
+
+
+@contextlib.contextmanager
+def stock_manager(folder: Path, address: Any = None) -> Iterator[Side]:
+    """Serve ``tests.shared_classes`` with the standard library's manager."""
+    from . import shared_classes
+
+    folder.mkdir(mode=0o700, exist_ok=True)
+    where = str(folder / "stock.sock") if address is None else address
+    Path(folder / "stock.sock").unlink(missing_ok=True)
+    with (folder / "stock.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.shared_classes", repr(where)],
+            cwd=ROOT,
+            env={**os.environ, "TEST_FOLDER": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        try:
+            readable = select.select([process.stdout], [], [], READY_TIMEOUT_S)[0]
+            line = process.stdout.readline() if readable else ""
+            assert line.startswith("ready "), (line, (folder / "stock.log").read_text())
+            found = ast.literal_eval(line.split(maxsplit=1)[1])
+            yield Side(False, found, shared_classes.STOCK_KEY, process.pid, folder)
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@contextlib.contextmanager
+def our_manager(folder: Path, *options: str) -> Iterator[ManagerProcess]:
+    """Serve ``tests.shared_classes`` with a manager of ours."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    manager = ManagerProcess(
+        folder, "--objects", "tests.shared_classes", *options, TEST_FOLDER=str(folder)
+    ).start()
+    try:
+        yield manager
+    finally:
+        assert manager.process is not None
+        manager.process.kill()
+        manager.process.wait(10)
+        assert manager.process.stdout is not None
+        manager.process.stdout.close()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a scenario ended: with a value, with an error, or not at all in time."""
+
+    value: Any = None
+    error: str = ""
+    in_time: bool = True
+    noise: str = ""
+
+
+def run_bounded(
+    side: Side, scenario: Callable[..., Any], *args: Any, timeout_s: float = 30.0
+) -> Outcome:
+    """Run ``scenario(side, *args)`` in a process of its own; never wait for ever.
+
+    The process has a group of its own, which is killed in the end: what the scenario
+    forked ends with it.
+    """
+    report = side.folder / f"{scenario.__name__}-report"
+    report.unlink(missing_ok=True)
+    todo = (scenario.__module__, scenario.__qualname__, side, args, report)
+    noise = side.folder / "noise"
+    with noise.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from tests import processes as p; p.run_scenario()"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(pickle.dumps(todo))
+        process.stdin.close()
+        process.wait(timeout_s)
+        in_time = True
+    except subprocess.TimeoutExpired:
+        in_time = False
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+    outcome = Outcome("", "no report was written")
+    if report.exists():
+        outcome = pickle.loads(report.read_bytes())
+    outcome.in_time = in_time
+    outcome.noise = noise.read_text()
+    return outcome
+
+
+def run_scenario() -> None:
+    """Be the process that ``run_bounded`` starts."""
+    module, name, side, args, report = pickle.load(sys.stdin.buffer)
+    scenario = getattr(importlib.import_module(module), name)
+    main = os.getpid()
+    try:
+        outcome = Outcome(scenario(side, *args))
+    except BaseException as error:
+        outcome = Outcome(None, f"{type(error).__name__}: {error}")
+    if os.getpid() != main:
+        os._exit(0)
+    fresh = report.with_suffix(".new")
+    fresh.write_bytes(pickle.dumps(outcome))
+    fresh.replace(report)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def thread_count(pid: int) -> int:
+    """Return the number of threads of a process."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def descriptor_count(pid: int) -> int:
+    """Return the number of open descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs (one that waits to be collected does not)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

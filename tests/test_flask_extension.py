@@ -93,10 +93,11 @@ def test_apps_do_not_share_a_client(made: list[FakeClient]) -> None:
     one = make_app(state, STATE_SERVER_ADDRESS="unix:///one")
     two = make_app(state, STATE_SERVER_ADDRESS="unix:///two")
     with one.app_context():
-        assert state.client is made[0]
+        clients: list[object] = [state.client]
         with two.app_context():
-            assert state.client is made[1]
-        assert state.client is made[0]
+            clients.append(state.client)
+        clients.append(state.client)
+    assert clients == [made[0], made[1], made[0]]
     assert [client.address for client in made] == ["unix:///one", "unix:///two"]
 
 

@@ -64,6 +64,15 @@ def create_app():
 '''
 
 
+#: Makes a terminal the one that controls this session, and becomes the command.
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
+os.close(int(sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait until ``condition`` holds, or fail saying what was waited for."""
     give_up_at = time.monotonic() + DEADLINE_S
@@ -75,7 +84,9 @@ def until(condition: Callable[[], object], what: str) -> None:
 class Service:
     """One start_web.py with everything that it started, in a folder of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(
+        self, folder: Path, *options: str, terminal: int | None = None
+    ) -> None:
         self.folder = folder
         self.mark = f"WEB_TEST_MARK={uuid.uuid4().hex}"
         self.log_path = folder / f"log-{uuid.uuid4().hex}"
@@ -86,15 +97,20 @@ class Service:
         }
         name, _, value = self.mark.partition("=")
         environ[name] = value
+        environ["PYTHONWARNINGS"] = "error"
+        command = [sys.executable, str(HOME / "start_web.py"), *self._options(options)]
+        if terminal is not None:
+            command = [sys.executable, "-c", IN_TERMINAL, str(terminal), *command]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(HOME / "start_web.py"), *self._options(options)],
+                command,
                 cwd=folder,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=[] if terminal is None else [terminal],
                 text=True,
             )
         self.port = 0
@@ -183,8 +199,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts start_web.py; everything ends with the test."""
     services: list[Service] = []
 
-    def start_one(*options: str) -> Service:
-        services.append(Service(tmp_path, *options))
+    def start_one(*options: str, terminal: int | None = None) -> Service:
+        services.append(Service(tmp_path, *options, terminal=terminal))
         return services[-1]
 
     (tmp_path / "shop.py").write_text(SHOP)
@@ -243,6 +259,20 @@ def test_children_are_out_of_reach_of_the_terminal(start: Start) -> None:
     children = service.workers() + service.manager()
     assert len(children) == 3
     assert children == [os.getpgid(child) for child in children]
+
+
+def test_closed_terminal_ends_everything(start: Start) -> None:
+    """SIGHUP means reload, but when the terminal was closed it means the end."""
+    window, terminal = os.openpty()
+    service = start(terminal=terminal)
+    os.close(terminal)
+    service.until_ready()
+    before = service.workers()
+    service.process.send_signal(signal.SIGHUP)
+    until(lambda: not set(before) & set(service.workers()), "the reload")
+    until(lambda: len(service.workers()) == 2, "the new workers")
+    os.close(window)
+    assert service.ended() == 0
 
 
 def test_killed_worker_is_replaced(start: Start) -> None:
@@ -349,6 +379,16 @@ class Client(threading.Thread):
         self._connection.close()
 
 
+def until_gone(service: Service, workers: set[int]) -> None:
+    """Wait until none of these workers is left."""
+    until(lambda: not workers & set(service.workers()), "the workers to end")
+
+
+def until_answered(client: Client, count: int) -> None:
+    """Wait until ``client`` has had so many answers."""
+    until(lambda: len(client.answers) >= count, "further answers")
+
+
 def test_reload_under_load(start: Start) -> None:
     """SIGHUP replaces all workers by ones with the new code and fails no request."""
     service = start(*SHOP_APP, "--workers", "2").until_ready()
@@ -365,16 +405,10 @@ def test_reload_under_load(start: Start) -> None:
     for version in ("the second", "the third one"):
         shop.write_text(SHOP.replace('VERSION = "one"', f'VERSION = "{version}"'))
         service.process.send_signal(signal.SIGHUP)
-        until(lambda gone=old: not gone & set(service.workers()), "the old ones to end")
+        until_gone(service, old)
         old = set(service.workers())
-        counts = [len(client.answers) for client in clients]
-        until(
-            lambda counts=counts: all(
-                len(client.answers) > count + 1
-                for client, count in zip(clients, counts, strict=True)
-            ),
-            "further answers",
-        )
+        for client in clients:
+            until_answered(client, len(client.answers) + 2)
         assert {version} == {
             client.answers[-1].rpartition(" ")[0] for client in clients
         }
@@ -444,9 +478,9 @@ def test_crash_loop_backs_off(start: Start) -> None:
     for _ in range(3):
         until(lambda: len(service.workers()) == 1, "a worker")
         (victim,) = service.workers()
-        until(lambda pid=victim: f" {pid}" in service.get("/version")[1], "its answer")
+        assert service.get("/version") == (200, f"one {victim}")
         os.kill(victim, signal.SIGKILL)
-        until(lambda pid=victim: pid not in service.workers(), "its end")
+        until_gone(service, {victim})
     until(lambda: len(service.workers()) == 1, "a worker")
     expected = [
         "is replaced at once",

@@ -1,0 +1,1 @@
+"""Measurements: what one call costs, and how many calls one manager carries."""

@@ -1,0 +1,253 @@
+"""The processes that call: one call after another, or many at once.
+
+Each is started once, keeps its connections open between rounds, and works only while it
+is told to, so that rounds of different servers can take turns.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import resource
+import select
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from state_server import wire
+
+from .lines import Line, call_frame, connect_own, connect_stock, open_lines
+
+_context = multiprocessing.get_context("spawn")
+_READ_BYTES = 65536
+_START_TIMEOUT_S = 120.0
+_ANSWER_TIMEOUT_S = 60.0
+_DRAIN_TIMEOUT_S = 30.0
+
+
+class Count(NamedTuple):
+    """What came of a closed loop; ``all_calls`` counts those after its end, too.
+
+    ``waiting``: the share of the generator's looks that found no reply to take.
+    """
+
+    calls: int
+    all_calls: int
+    seconds: float
+    waiting: float
+
+
+class Worker:
+    """A process that does what it is told, one thing at a time."""
+
+    def __init__(
+        self, cpus: set[int], target: Callable[..., None], *arguments: Any
+    ) -> None:
+        self._pipe, theirs = _context.Pipe()
+        self._process = _context.Process(
+            target=target, args=(theirs, *arguments), daemon=True
+        )
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus)
+        self._process.start()
+        os.sched_setaffinity(0, before)
+        theirs.close()
+        self._answer(_START_TIMEOUT_S)
+
+    def ask(self, *request: Any) -> Any:
+        """Have the process do something; return what came of it."""
+        self._pipe.send(request)
+        return self._answer(_ANSWER_TIMEOUT_S)
+
+    def _answer(self, timeout_s: float) -> Any:
+        if not self._pipe.poll(timeout_s):
+            raise RuntimeError(f"A load generator was silent for {timeout_s:g} s.")
+        return self._pipe.recv()
+
+    def stop(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def allow_many_descriptors() -> None:
+    """Raise this process's limit of open files, and so that of its children."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+# One call after another --------------------------------------------------------------
+
+
+def serve_caller(pipe: Connection, ways: dict[str, wire.Address], key: bytes) -> None:
+    """Be the process of a caller; a request is (way, calls, calls not counted)."""
+    calls: dict[str, Callable[[], object]] = {}
+    kept: list[Any] = []
+    for way, address in ways.items():
+        if way == "echo":
+            calls[way] = _echo_call(address)
+        elif way == "ours":
+            client = connect_own(address, key)
+            kept.append(client)
+            calls[way] = client.get("Bench").query
+        else:
+            manager: Any = connect_stock(address, key)
+            proxy = manager.Bench()
+            kept.append((manager, proxy))
+            calls[way] = proxy.query
+        calls[way]()
+    pipe.send("ready")
+    try:
+        while True:
+            way, count, unmeasured = pipe.recv()
+            pipe.send(_time_calls(calls[way], count, unmeasured))
+    except EOFError:
+        return
+
+
+def _time_calls(call: Callable[[], object], count: int, unmeasured: int) -> list[float]:
+    clock = time.perf_counter
+    for _ in range(unmeasured):
+        call()
+    times = []
+    gc.collect()
+    for _ in range(count):
+        started = clock()
+        call()
+        times.append(clock() - started)
+    return times
+
+
+def _echo_call(address: wire.Address) -> Callable[[], object]:
+    family = socket.AF_INET if address.path is None else socket.AF_UNIX
+    peer = socket.socket(family, socket.SOCK_STREAM)
+    peer.connect(address.stock)
+    if address.path is None:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    frame = call_frame(1, bytes(16), "Bench", "query", b"")
+
+    def call() -> None:
+        peer.sendall(frame)
+        missing = len(frame)
+        while missing:
+            missing -= len(peer.recv(_READ_BYTES))
+
+    return call
+
+
+# Many at once ------------------------------------------------------------------------
+
+
+def serve_generator(
+    pipe: Connection, kind: str, address: wire.Address, key: bytes, connections: int
+) -> None:
+    """Be the process of a load generator with so many connections of one kind."""
+    with open_lines(kind, address, key, connections) as lines:
+        for line in lines:
+            line.socket.setblocking(False)
+        pipe.send("ready")
+        try:
+            while True:
+                what, *arguments = pipe.recv()
+                if what == "count":
+                    pipe.send(_count_calls(lines, *arguments))
+                else:
+                    pipe.send(_pace_calls(lines, *arguments))
+        except EOFError:
+            return
+
+
+def _count_calls(lines: list[Line], seconds: float) -> Count:
+    """Keep one call in flight on every connection, and count the replies.
+
+    The generator never sleeps: a server that had to wake it for each reply would pay
+    for that, and the system would put both on one processor.
+    """
+    poller = select.epoll()
+    by_descriptor = {line.socket.fileno(): line for line in lines}
+    for descriptor in by_descriptor:
+        poller.register(descriptor, select.EPOLLIN)
+    gc.collect()
+    clock, calls, looks, idle_looks = time.perf_counter, 0, 0, 0
+    started = now = clock()
+    until = started + seconds
+    for line in lines:
+        line.send(line.request())
+    while now < until:
+        looks += 1
+        events = poller.poll(0)
+        if not events:
+            idle_looks += 1
+        for descriptor, _ in events:
+            line = by_descriptor[descriptor]
+            if not line.recv(_READ_BYTES):
+                raise RuntimeError("The server closed a connection.")
+            calls += 1
+            line.send(line.request())
+        now = clock()
+    waiting = set(by_descriptor)
+    drained_until = now + _DRAIN_TIMEOUT_S
+    while waiting and clock() < drained_until:
+        for descriptor, _ in poller.poll(0.1):
+            by_descriptor[descriptor].recv(_READ_BYTES)
+            waiting.discard(descriptor)
+    poller.close()
+    if waiting:
+        raise RuntimeError(f"{len(waiting)} calls were never answered.")
+    return Count(calls, calls + len(lines), now - started, idle_looks / looks)
+
+
+def _pace_calls(
+    lines: list[Line], rate: float, seconds: float, method: str, slow_s: float
+) -> list[float]:
+    """Call at fixed moments; return how long each reply took, counted from its moment.
+
+    A server that pauses is not asked less often, and every call that was due during the
+    pause shows it. One connection first calls the slow ``method``, if there is one.
+    """
+    slow_line, lines = lines[0], lines[1:]
+    by_descriptor = {line.socket.fileno(): line for line in lines}
+    free = list(by_descriptor)
+    due_at: dict[int, float] = {}
+    times: list[float] = []
+    clock = time.perf_counter
+    gc.collect()
+    if method:
+        slow_line.send(slow_line.slow_request(method, slow_s))
+    started, sent, total = clock(), 0, int(rate * seconds)
+    give_up_at = started + seconds + _DRAIN_TIMEOUT_S
+    while len(times) < total:
+        now = clock()
+        if now > give_up_at:
+            raise RuntimeError(f"{total - len(times)} calls were not answered in time.")
+        while free and sent < total and (due := started + sent / rate) <= now:
+            descriptor = free.pop()
+            line = by_descriptor[descriptor]
+            line.send(line.request())
+            due_at[descriptor] = due
+            sent += 1
+        wait_s = 0.1
+        if free and sent < total:
+            wait_s = max(0.0, started + sent / rate - now)
+        for descriptor in select.select(list(due_at), [], [], wait_s)[0]:
+            if not by_descriptor[descriptor].recv(_READ_BYTES):
+                raise RuntimeError("The server closed a connection.")
+            times.append(clock() - due_at.pop(descriptor))
+            free.append(descriptor)
+    if method:
+        _await_reply(slow_line)
+    return times
+
+
+def _await_reply(line: Line) -> None:
+    if not select.select([line.socket], [], [], _DRAIN_TIMEOUT_S)[0]:
+        raise RuntimeError("The slow method never ended.")
+    reply = line.recv(_READ_BYTES)
+    if reply[4:6] != bytes((wire.MARK, wire.DONE)) and b"#RETURN" not in reply:
+        raise RuntimeError(f"The slow method failed: {reply!r}")

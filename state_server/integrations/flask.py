@@ -1,0 +1,279 @@
+"""The Flask extension: shared objects in views, errors as responses.
+
+    state = StateServer(app)            # or StateServer() and state.init_app(app)
+    state.get("SomeObj").query()        # in a view, or inside app.app_context()
+
+Configuration is read once, in ``init_app``, from ``app.config``; what was passed to the
+constructor stands in for keys that are not there. Values may come from
+``app.config.from_prefixed_env()``, which reads them as JSON.
+
+    STATE_SERVER_ADDRESS        unix:///path or tcp://host:port
+    STATE_SERVER_DATA_DIR       the data folder of the manager, if not the address
+    STATE_SERVER_AUTHKEY        the key as text
+    STATE_SERVER_AUTHKEY_FILE   a file that holds the key
+    STATE_SERVER_TIMEOUT        seconds until a call is given up
+    STATE_SERVER_HANDLE_ERRORS  whether errors become responses (default: true)
+
+Nothing connects before the first call, and nothing here owns a socket or a thread: an
+app may be loaded before its server forks.
+
+Errors become responses like this. An error of the family whose ``status`` is 503 or 504
+(see ``state_server.errors``) is an answer to the visitor: it is logged once, and sent
+as plain text, or as JSON to those who prefer it, with ``Retry-After`` when the same
+call may succeed later. This is an ordinary error handler, so it also answers under
+``TESTING``, and a handler of the app's own for a class of the family takes precedence.
+An error whose status is 500 is a mistake in code or configuration, and so is whatever a
+method raised: Flask treats it as it treats any other, with its log line, its signal,
+the app's own page for 500, the debugger, and propagation under ``TESTING`` and
+``PROPAGATE_EXCEPTIONS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from flask import Flask, Response, current_app, has_app_context, json, request
+
+import state_server
+from state_server.errors import ConfigError, StateServerError
+from state_server.messages import DEFAULT_KEY
+from state_server.settings import read_key_file
+
+T = TypeVar("T")
+
+#: The key in ``app.extensions``.
+EXTENSION = "state_server"
+
+#: The text for visitors: it names neither the address nor what was called.
+ANSWERS = {
+    503: "The service is not available at the moment; please try again.",
+    504: "The service did not answer in time; it is not known whether it did the work.",
+}
+
+#: Seconds in the header ``Retry-After`` of errors after which a call may be repeated.
+RETRY_AFTER_S = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the extension was told, checked."""
+
+    address: str | None = None
+    data_dir: str | None = None
+    authkey: bytes | None = None
+    timeout: float | None = None
+    handle_errors: bool = True
+
+    def __repr__(self) -> str:
+        key = "none" if self.authkey is None else "***"
+        return (
+            f"Config(address={self.address!r}, data_dir={self.data_dir!r}, "
+            f"authkey={key}, timeout={self.timeout!r}, "
+            f"handle_errors={self.handle_errors!r})"
+        )
+
+
+@dataclass(frozen=True)
+class AppState:
+    """What one app has of this extension, in ``app.extensions``."""
+
+    client: state_server.Client
+    config: Config
+
+
+class StateServer:
+    """Gives the views of an app the shared objects of a manager.
+
+    Holds no app and no connection: one instance serves any number of apps, each with
+    its own configuration. The options are defaults for the keys of the configuration:
+    ``StateServer(timeout=5)`` stands for ``STATE_SERVER_TIMEOUT``.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        address: str | None = None,
+        data_dir: str | Path | None = None,
+        authkey: str | bytes | None = None,
+        authkey_file: str | Path | None = None,
+        timeout: float | None = None,
+        handle_errors: bool = True,
+    ) -> None:
+        self._defaults: dict[str, object] = {
+            "STATE_SERVER_ADDRESS": address,
+            "STATE_SERVER_DATA_DIR": data_dir,
+            "STATE_SERVER_AUTHKEY": authkey,
+            "STATE_SERVER_AUTHKEY_FILE": authkey_file,
+            "STATE_SERVER_TIMEOUT": timeout,
+            "STATE_SERVER_HANDLE_ERRORS": handle_errors,
+        }
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Read the configuration of ``app`` and register with it; connect nothing.
+
+        Raises ``ConfigError`` for a value that does not fit and ``RuntimeError`` when
+        the app has a State Server already.
+        """
+        if EXTENSION in app.extensions:
+            raise RuntimeError(
+                "A State Server is registered with this app already; use that one "
+                "instead of calling init_app() again."
+            )
+        for key, value in self._defaults.items():
+            app.config.setdefault(key, value)
+        config = read_config(app.config)
+        options: dict[str, Any] = {}
+        if config.timeout is not None:
+            options["timeout"] = config.timeout
+        client = state_server.connect(
+            config.address, config.authkey, data_dir=config.data_dir, **options
+        )
+        app.extensions[EXTENSION] = AppState(client=client, config=config)
+        handlers = app.error_handler_spec[None][None]
+        if config.handle_errors and StateServerError not in handlers:
+            app.register_error_handler(StateServerError, answer_error)
+
+    @overload
+    def get(
+        self, cls: type[T], key: str = DEFAULT_KEY, *, timeout: float | None = None
+    ) -> T: ...
+
+    @overload
+    def get(
+        self, cls: str, key: str = DEFAULT_KEY, *, timeout: float | None = None
+    ) -> Any: ...
+
+    def get(
+        self,
+        cls: type[Any] | str,
+        key: str = DEFAULT_KEY,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return a handle of the object ``key`` of a shared class or its name.
+
+        Costs nothing until it is used. ``timeout`` is for calls through this handle.
+        """
+        return self.client.get(cls, key, timeout=timeout)
+
+    @property
+    def client(self) -> state_server.Client:
+        """Return the client of the current app."""
+        if not has_app_context():
+            raise RuntimeError(
+                "The State Server needs an application context; use it in a view, or "
+                "inside 'with app.app_context():'. Outside an app, use "
+                "state_server.connect()."
+            )
+        state: AppState | None = current_app.extensions.get(EXTENSION)
+        if state is None:
+            raise RuntimeError(
+                f"The app {current_app.name!r} has no State Server; call "
+                "init_app(app) when the app is made."
+            )
+        return state.client
+
+
+def answer_error(error: StateServerError) -> Response:
+    """Return the response to ``error``, or raise it again when it is a mistake."""
+    answer = ANSWERS.get(error.status)
+    if answer is None:
+        raise error
+    current_app.logger.error(
+        "%s %r ended with %d: %s: %s",
+        request.method,
+        request.path,
+        error.status,
+        type(error).__name__,
+        error,
+        exc_info=current_app.debug,
+    )
+    accepted = request.accept_mimetypes
+    if accepted.best_match(("text/plain", "application/json")) == "application/json":
+        body = {
+            "error": type(error).__name__,
+            "message": answer,
+            "retryable": error.retryable,
+        }
+        response = Response(json.dumps(body), mimetype="application/json")
+    else:
+        response = Response(answer + "\n", mimetype="text/plain")
+    response.status_code = error.status
+    response.headers["Cache-Control"] = "no-store"
+    if error.retryable:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def read_config(values: Mapping[str, Any]) -> Config:
+    """Return the checked configuration; raises ``ConfigError`` naming key and value."""
+
+    def read(name: str, check: Callable[[str, Any], Any]) -> Any:
+        key = f"STATE_SERVER_{name}"
+        value = values.get(key)
+        return None if value is None else check(key, value)
+
+    authkey = read("AUTHKEY", _key)
+    authkey_file = read("AUTHKEY_FILE", _path)
+    if authkey is None and authkey_file is not None:
+        authkey = read_key_file(Path(authkey_file))
+        if authkey is None:
+            raise ConfigError(
+                f"STATE_SERVER_AUTHKEY_FILE is {authkey_file!r}; there is no such file"
+            )
+    handle_errors = read("HANDLE_ERRORS", _boolean)
+    return Config(
+        address=read("ADDRESS", _text),
+        data_dir=read("DATA_DIR", _path),
+        authkey=authkey,
+        timeout=read("TIMEOUT", _seconds),
+        handle_errors=True if handle_errors is None else handle_errors,
+    )
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key} is {value!r}; expected text")
+    return value
+
+
+def _path(key: str, value: Any) -> str:
+    return _text(key, str(value) if isinstance(value, Path) else value)
+
+
+def _key(key: str, value: Any) -> bytes:
+    # A key of nothing but digits arrives from the environment as a number.
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        value = value.encode()
+    if not isinstance(value, bytes) or not value:
+        raise ConfigError(
+            f"{key} is a {type(value).__name__}; expected text that is not empty (in "
+            "an environment variable, put it in quotes that belong to the value)"
+        )
+    return value
+
+
+def _seconds(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{key} is {value!r}; expected a number of seconds")
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{key} is {value!r}; expected seconds above 0")
+    return float(value)
+
+
+def _boolean(key: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "0": False}
+    # Python's own spelling, False, is no JSON: it arrives as text, which would be true.
+    try:
+        return words[str(value).strip().lower()]
+    except KeyError:
+        raise ConfigError(f"{key} is {value!r}; expected true or false") from None

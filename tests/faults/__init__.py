@@ -1,0 +1,1 @@
+"""Faults made on purpose: a shim below SQLite, and hooks inside the manager."""

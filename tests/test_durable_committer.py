@@ -1,0 +1,699 @@
+"""No reply before its commit, all or nothing, failed batches: the host and its writer.
+
+No sockets and no files: the store is one that stops and fails when the test says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from state_server import commits, image
+from state_server.commits import Committer, NeverWritten
+from state_server.errors import StoreError
+from state_server.host import Host
+from state_server.keeping import KeepingLimits, StateKeeper
+from state_server.messages import Failure
+from state_server.sharing import describe_class
+
+from .durable_classes import Count, DurableDesk, WatchingConnection
+from .fakes import PATIENCE_S, FakeConnection, code_of, lane_of
+from .processes import wait_until
+
+DISK_FULL = "the disk is full"
+
+
+def shown(outcome: Any) -> int:
+    """Return the number that a reply shows, be it a value, a text or an error."""
+    if isinstance(outcome, Failure):
+        assert outcome.code == "Raised", outcome
+        return int(outcome.text)
+    return int(str(outcome).strip("<>"))
+
+
+def _fail(desk: DurableDesk, *errors: Exception | None) -> None:
+    desk.store.errors.extend(errors)
+
+
+# The gate ----------------------------------------------------------------------------
+
+
+def nothing_leaves_before_its_commit() -> None:
+    """Call in every way while a commit is held; fail if anything is answered early."""
+    with DurableDesk(Count) as desk:
+        assert desk.ask("Count.add") == 1
+        desk.store.hold()
+        waiting = [desk.start("Count.add")]
+        desk.store.wait_for_commit()
+        desk.store.wait_for_commit()
+        for method in ("get", "look", "refuse", "fail", "leak", "__repr__"):
+            waiting.append(desk.start(f"Count.{method}"))
+        waiting.append(desk.start("Count.add"))
+        early = [connection.replies for connection in waiting if connection.payloads]
+        desk.store.release()
+        assert not early, early
+        answers = [connection.wait() for connection in waiting]
+        assert [shown(a) for a in answers if code(a) in ("", "Raised")] == [
+            *(2, 2, 2, 2, 2),
+            *(2, 3),
+        ]
+        assert code(answers[5]) == "NotAllowed"
+
+
+def code(outcome: Any) -> str:
+    """Return the code of a failure, nothing for a value."""
+    return outcome.code if isinstance(outcome, Failure) else ""
+
+
+def test_no_reply_leaves_before_the_state_it_shows_is_committed() -> None:
+    """A write, a read, an unchanged call, an error and a repr wait for the commit."""
+    nothing_leaves_before_its_commit()
+
+
+def test_without_the_output_gate_replies_leave_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The test above has teeth: it fails when replies do not wait."""
+    gate = Host._gate
+
+    def open_gate(self: Host, *args: Any) -> Any:
+        payload, batch = gate(self, *args)
+        if batch is not None:
+            batch.waiting.pop()
+        return payload, None
+
+    monkeypatch.setattr(Host, "_gate", open_gate)
+    with pytest.raises(AssertionError):
+        nothing_leaves_before_its_commit()
+
+
+def test_under_load_no_reply_shows_more_than_is_on_disk() -> None:
+    """Many threads, four objects, every kind of call: each number heard is on disk."""
+    early: list[Any] = []
+
+    with DurableDesk(Count) as desk:
+
+        def call(seed: int) -> None:
+            chance = random.Random(seed)
+            for _ in range(150):
+                key = str(chance.randrange(4))
+
+                def watch(outcome: Any, key: str = key) -> None:
+                    on_disk = desk.store.state("Count", key) or {"count": -1}
+                    if code(outcome) in ("", "Raised") and not (
+                        shown(outcome) <= on_disk["count"]
+                    ):
+                        early.append((key, outcome, on_disk))
+
+                connection = WatchingConnection(watch)
+                method = chance.choice(("add", "add", "get", "look", "fail", "refuse"))
+                desk.start(f"Count.{method}", connection=connection, key=key)
+                connection.wait()
+
+        threads = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert not early, early[:3]
+        desk.host.check()
+        generations: dict[Any, int] = {}
+        for batch in desk.store.batches:
+            for change in batch:
+                assert change.generation > generations.get(change.name, 0)
+                generations[change.name] = change.generation
+
+
+def test_calls_staged_during_a_commit_share_the_next_one() -> None:
+    """While one commit is under way the next batch fills: 50 calls, one commit."""
+    with DurableDesk(Count) as desk:
+        desk.store.hold()
+        first = desk.start("Count.add")
+        desk.store.wait_for_commit()
+        others = [desk.start("Count.add", key=str(n % 10)) for n in range(50)]
+        desk.store.release()
+        assert first.wait() == 1
+        assert [c.wait() for c in others] == [1 + n // 10 for n in range(50)]
+        assert len(desk.store.batches) == 2
+        assert len(desk.store.batches[1]) == 10, "one image for each object"
+
+
+def test_replies_leave_in_the_order_of_the_calls() -> None:
+    """The replies of one object leave in the order in which its calls ran."""
+    order: list[int] = []
+    with DurableDesk(Count) as desk:
+        desk.store.hold()
+        connections = [WatchingConnection(order.append) for _ in range(20)]
+        for connection in connections:
+            desk.start("Count.add", connection=connection)
+        desk.store.release()
+        for connection in connections:
+            connection.wait()
+    assert order == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    "method", ["get", "look", "__repr__", "__getattribute__", "refuse"]
+)
+def test_first_use_is_committed_before_the_first_reply(method: str) -> None:
+    """An object that was just built is on disk before anything is heard of it."""
+
+    class Born(Count):
+        @property
+        def number(self) -> int:
+            return self.count
+
+    with DurableDesk(describe_class(Born, name="Count")) as desk:
+        desk.store.hold()
+        args = ("number",) if method == "__getattribute__" else ()
+        connection = desk.start(f"Count.{method}", *args)
+        early = list(connection.payloads)
+        desk.store.release()
+        assert shown(connection.wait()) == 0
+        assert not early
+        assert desk.store.state("Count") == {"count": 0}
+
+
+def test_what_is_unchanged_is_not_written() -> None:
+    """After first use, reads and calls that change nothing cost no commit."""
+    with DurableDesk(Count) as desk:
+        desk.ask("Count.add")
+        for method in ("get", "look", "refuse", "fail", "leak", "__str__"):
+            desk.ask(f"Count.{method}")
+        desk.ask("Count.add", 0)
+        assert len(desk.store.batches) == 1
+
+
+def test_stopping_commits_what_is_staged() -> None:
+    """What was staged before the stop is committed and answered, then all is closed."""
+    desk = DurableDesk(Count)
+    with desk:
+        desk.store.hold()
+        connections = [desk.start("Count.add") for _ in range(3)]
+        threading.Timer(0.05, desk.store.release).start()
+        desk.host.stop()
+        assert [c.wait() for c in connections] == [1, 2, 3]
+        assert desk.store.state("Count") == {"count": 3}
+    assert desk.store.is_closed
+
+
+# Failed batches ----------------------------------------------------------------------
+
+
+def test_a_failed_batch_fails_everything_staged_since() -> None:
+    """The batch, the one that filled meanwhile and reads of both fail; nothing stays."""
+    with DurableDesk(Count) as desk:
+        for key in "abc":
+            assert desk.ask("Count.add", 5, key=key) == 5
+        desk.store.hold()
+        _fail(desk, StoreError(DISK_FULL))
+        failed = [desk.start("Count.add", key="a")]
+        for _ in range(4):
+            desk.store.wait_for_commit()
+        failed += [desk.start("Count.get", key="a"), desk.start("Count.add", key="a")]
+        failed += [desk.start("Count.add", key="b"), desk.start("Count.look", key="b")]
+        untouched = desk.ask("Count.get", key="c")
+        desk.store.release()
+        assert [code_of(c.wait()) for c in failed] == ["StoreError"] * 5
+        assert untouched == 5
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert [desk.ask("Count.get", key=key) for key in "abc"] == [5, 5, 5]
+        assert desk.ask("Count.add", key="a") == 6, "the number was not used up"
+        assert desk.store.state("Count", "a") == {"count": 6}
+        desk.host.check()
+
+
+def test_a_call_that_runs_while_its_object_fails_is_failed_when_staged() -> None:
+    """It ran on a state that is not on disk: its own change must not be either."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(Count):
+        def wait_and_add(self) -> int:
+            inside.set()
+            assert go_on.wait(PATIENCE_S)
+            return self.add()
+
+    with DurableDesk(describe_class(Slow, name="Count")) as desk:
+        assert desk.ask("Count.add") == 1
+        desk.store.hold()
+        _fail(desk, StoreError(DISK_FULL))
+        first = desk.start("Count.add", 10)
+        desk.store.wait_for_commit()
+        desk.store.wait_for_commit()
+        second = FakeConnection()
+        thread = threading.Thread(
+            target=desk.start, args=("Count.wait_and_add",), kwargs={"connection": second}
+        )
+        thread.start()
+        assert inside.wait(PATIENCE_S)
+        desk.store.release()
+        assert code_of(first.wait()) == "StoreError"
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        go_on.set()
+        assert code_of(second.wait()) == "StoreError"
+        thread.join(PATIENCE_S)
+        assert desk.ask("Count.get") == 1
+        assert desk.ask("Count.add") == 2
+
+
+def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> None:
+    """Without a fence: Unanswered; others are refused; reads go on; then all is well."""
+    with DurableDesk(Count) as desk:
+        for key in "abcd":
+            desk.ask("Count.add", key=key)
+        _fail(desk, StoreError(DISK_FULL))
+        desk.store.fence_errors.extend([StoreError(DISK_FULL)])
+        desk.store.hold()
+        failed = desk.start("Count.add", key="a")
+        for _ in range(5):
+            desk.store.wait_for_commit()
+        later = desk.start("Count.add", key="b")
+        desk.store.hold_fence()
+        desk.store.release()
+        assert desk.store.fence_began.acquire(timeout=PATIENCE_S)
+        assert not failed.payloads, "nothing is said before the fence was tried"
+        assert desk.ask("Count.get", key="c") == 1
+        assert code_of(desk.ask("Count.add", key="c")) == "StoreError"
+        desk.store._fence_open.set()
+        assert code_of(failed.wait()) == "Unanswered"
+        assert code_of(later.wait()) == "StoreError", "it never reached the store"
+        desk.store.hold_fence()
+        wait_until(lambda: "working" in repr(desk.host._committer) or desk.store.fences)
+        desk.store.release_fence()
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert [desk.ask("Count.add", key=key) for key in "abcd"] == [2, 2, 2, 2]
+
+
+def test_in_doubt_an_object_is_not_shown_but_others_are() -> None:
+    """While it is not certain what is on disk of an object, it is refused, even a read."""
+    with DurableDesk(Count) as desk:
+        for key in "ab":
+            desk.ask("Count.add", key=key)
+        _fail(desk, StoreError(DISK_FULL))
+        desk.store.fence_errors.extend([StoreError(DISK_FULL)] * 3)
+        assert code_of(desk.ask("Count.add", key="a")) == "Unanswered"
+        assert code_of(desk.ask("Count.get", key="a")) == "StoreError"
+        assert desk.ask("Count.get", key="b") == 1
+        assert desk.ask("Count.get", key="new-one") != 0, "its first use is a change"
+        wait_until(lambda: desk.store.fences)
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert desk.ask("Count.get", key="a") == 1
+
+
+def test_what_was_never_written_needs_no_fence_to_be_certain() -> None:
+    """A transaction that did not come to its COMMIT: StoreError, and reads go on."""
+    with DurableDesk(Count) as desk:
+        desk.ask("Count.add")
+        _fail(desk, NeverWritten("database is locked"))
+        desk.store.fence_errors.extend([StoreError("database is locked")] * 2)
+        assert code_of(desk.ask("Count.add")) == "StoreError"
+        assert desk.ask("Count.get") == 1, "it is certain what is on disk"
+        wait_until(lambda: desk.store.fences)
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert desk.ask("Count.add") == 2
+
+
+def test_a_repeat_of_a_failed_call_is_told_the_same() -> None:
+    """A call that was told StoreError stays undone, however often it is sent again."""
+    with DurableDesk(Count) as desk:
+        lane = lane_of(desk.clock())
+        connection = desk.attached(lane)
+        assert desk.ask("Count.add", connection=connection, number=1) == 1
+        _fail(desk, StoreError(DISK_FULL))
+        failed = desk.ask("Count.add", connection=connection, number=2)
+        again = desk.attached(lane)
+        assert desk.ask("Count.add", connection=again, number=2) == failed
+        assert code_of(failed) == "StoreError"
+        assert desk.store.replies[lane.lane].number == 1
+        assert desk.ask("Count.add", connection=again, number=3) == 2
+
+
+def test_a_repeat_waits_at_the_same_gate() -> None:
+    """A repeat that comes while its original is being committed gets its reply, once."""
+    with DurableDesk(Count) as desk:
+        lane = lane_of(desk.clock())
+        original = desk.attached(lane)
+        desk.store.hold()
+        desk.start("Count.add", connection=original, number=1)
+        again = desk.attached(lane)
+        desk.start("Count.add", connection=again, number=1)
+        assert not original.payloads
+        assert not again.payloads
+        desk.store.release()
+        assert again.wait() == 1
+        assert not original.payloads
+        assert desk.ask("Count.get") == 1
+
+
+def test_a_commit_is_not_undone_because_tidying_up_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forgetting old replies may fail: the batch before it is committed all the same."""
+    monkeypatch.setattr(commits, "_HOUSEKEEPING_S", 0.0)
+    with DurableDesk(Count) as desk:
+        desk.store.tidy_error = StoreError("locked")
+        assert [desk.ask("Count.add") for _ in range(3)] == [1, 2, 3]
+        assert desk.store.tidied.wait(PATIENCE_S)
+        assert desk.store.state("Count") == {"count": 3}
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), MemoryError(), KeyError(1)])
+def test_the_writer_survives_errors_of_any_kind(error: Exception) -> None:
+    """Whatever a store raises, its batch fails and the next one is committed."""
+    with DurableDesk(Count) as desk:
+        assert desk.ask("Count.add") == 1
+        _fail(desk, error)
+        assert code_of(desk.ask("Count.add")) == "StoreError"
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert desk.ask("Count.add") == 2
+
+
+def test_lanes_that_said_goodbye_are_forgotten_on_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The remembered reply of a lane that has ended is deleted, without a change to wait for."""
+    with DurableDesk(Count) as desk:
+        connection = desk.attached()
+        assert connection.lane is not None
+        desk.ask("Count.add", connection=connection, number=1)
+        assert connection.lane.lane in desk.store.replies
+        desk.host.detach(connection.lane, connection, finished=True)
+        desk.ask("Count.add")
+        assert connection.lane.lane in desk.store.forgotten
+        assert not desk.store.replies
+
+
+def test_many_failures_under_load_leave_memory_and_disk_the_same() -> None:
+    """Batches fail at random under load: numbers heard are unique and none is lost."""
+    heard: dict[str, list[int]] = {key: [] for key in "abc"}
+    unsure: dict[str, int] = dict.fromkeys("abc", 0)
+    lock = threading.Lock()
+    chance = random.Random(7)
+    with DurableDesk(Count) as desk:
+        for _ in range(60):
+            fails = chance.random() < 0.3
+            desk.store.errors.append(StoreError(DISK_FULL) if fails else None)
+
+        def call(seed: int) -> None:
+            own = random.Random(seed)
+            for _ in range(60):
+                key = own.choice("abc")
+                outcome = desk.ask("Count.add", key=key)
+                with lock:
+                    if not isinstance(outcome, Failure):
+                        heard[key].append(outcome)
+                    else:
+                        assert outcome.code == "StoreError", outcome
+                        unsure[key] += 1
+
+        threads = [threading.Thread(target=call, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert sum(unsure.values()) > 0
+        for key, numbers in heard.items():
+            assert sorted(numbers) == list(range(1, len(numbers) + 1))
+            assert desk.ask("Count.get", key=key) == len(numbers)
+            assert desk.store.state("Count", key) == {"count": len(numbers)}
+        desk.host.check()
+
+
+# All or nothing ----------------------------------------------------------------------
+
+
+def a_failed_call_leaves_the_object_as_it_was(*, durable: bool) -> None:
+    """Fail in every way after a change, and look."""
+    with DurableDesk(
+        describe_class(Count, durable=durable, rollback=not durable),
+        keeping=KeepingLimits(state_bytes_max=2000),
+    ) as desk:
+        assert desk.ask("Count.add") == 1
+        assert code_of(desk.ask("Count.fail")) == "Raised"
+        assert code_of(desk.ask("Count.leak")) == "NotAllowed"
+        assert code_of(desk.ask("Count.grow", 3000)) == "TooLarge"
+        assert desk.ask("Count.get") == 1
+        assert desk.ask("Count.add") == 2
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_failed_call_leaves_the_object_as_it_was(*, durable: bool) -> None:
+    """A raise, a result that cannot travel, a state too large: nothing happened."""
+    a_failed_call_leaves_the_object_as_it_was(durable=durable)
+
+
+def test_without_rollback_a_failed_call_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above has teeth: it fails when nothing is put back."""
+    monkeypatch.setattr(StateKeeper, "undo", lambda self, **_: None)
+    with pytest.raises(AssertionError):
+        a_failed_call_leaves_the_object_as_it_was(durable=True)
+
+
+def test_an_error_without_a_change_keeps_the_instance() -> None:
+    """A new instance is made only if the failed call had changed something."""
+    with DurableDesk(Count) as desk:
+        desk.ask("Count.add")
+        keeper = desk.host._residents["Count", "default"].keeper
+        before = keeper.instance
+        desk.ask("Count.refuse")
+        assert keeper.instance is before
+        desk.ask("Count.fail")
+        assert keeper.instance is not before
+
+
+def test_a_state_too_large_fails_nobody_else() -> None:
+    """It is refused before it is staged: the calls it would share a commit with go on."""
+    with DurableDesk(Count, keeping=KeepingLimits(state_bytes_max=2000)) as desk:
+        desk.store.hold()
+        others = [desk.start("Count.add", key=str(n)) for n in range(5)]
+        large = desk.start("Count.grow", 3000, key="large")
+        desk.store.release()
+        assert [c.wait() for c in others] == [1] * 5
+        failure = large.wait()
+        assert code_of(failure) == "TooLarge"
+        assert "state_bytes_max" in failure.text
+        assert desk.ask("Count.get", key="large") == 0
+
+
+def test_a_large_state_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """From the size of the warning on, one line names the object."""
+    with DurableDesk(Count, keeping=KeepingLimits(state_bytes_warn=1000)) as desk:
+        for size in (1500, 1501, 1502):
+            desk.ask("Count.grow", size)
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len([r for r in warnings if "Count/default" in r.getMessage()]) == 1
+
+
+def test_the_numbers_of_a_hostile_client_fail_nobody_else(tmp_path: Any) -> None:
+    """A call number that no database column holds fails its own call alone."""
+    from state_server.store import SqliteStore
+
+    store: Any = SqliteStore(tmp_path / "state.db")
+    with DurableDesk(Count, store=_Held(store)) as desk:  # type: ignore[arg-type]
+        desk.store.hold()
+        good = desk.start("Count.add", key="good")
+        bad = desk.start(
+            "Count.add", connection=desk.attached(), number=2**63 + 5, key="bad"
+        )
+        also_good = desk.start("Count.add", key="also good")
+        desk.store.release()
+        assert good.wait() == 1
+        assert also_good.wait() == 1
+        assert code_of(bad.wait()) in ("StoreError", "Refused", "NotAllowed", "TooLarge")
+        assert desk.ask("Count.add", key="good") == 2
+
+
+class _Held:
+    """A real store whose first commit waits until everybody has staged."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._open = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    release_fence = release
+
+    def commit(self, *args: Any) -> None:
+        assert self._open.wait(PATIENCE_S)
+        self._store.commit(*args)
+
+
+# Idle objects ------------------------------------------------------------------------
+
+
+def test_idle_objects_leave_memory_and_come_back() -> None:
+    """After the idle time an object is gone from memory; the next call finds it whole."""
+    with DurableDesk(Count, idle_timeout_s=100.0) as desk:
+        for key in "abc":
+            desk.ask("Count.add", 7, key=key)
+        desk.clock.advance(60)
+        desk.ask("Count.get", key="a")
+        desk.clock.advance(60)
+        desk.host.sweep()
+        assert desk.host.status()["objects"] == 1
+        assert [desk.ask("Count.add", key=key) for key in "abc"] == [8, 8, 8]
+
+
+def test_each_class_has_an_idle_time_of_its_own() -> None:
+    """A class with a short idle time is not kept by one with a long one, nor otherwise."""
+    with DurableDesk(
+        describe_class(Count, name="Long"),
+        describe_class(Count, name="Short", idle_timeout=5.0),
+        describe_class(Count, name="Never", idle_timeout=1e9),
+        idle_timeout_s=100.0,
+    ) as desk:
+        for name in ("Never", "Long", "Short"):
+            desk.ask(f"{name}.add")
+            desk.clock.advance(1)
+        desk.clock.advance(20)
+        desk.host.sweep()
+        assert {key[0] for key in desk.host._residents} == {"Never", "Long"}
+        desk.clock.advance(200)
+        desk.host.sweep()
+        assert {key[0] for key in desk.host._residents} == {"Never"}
+
+
+def test_an_object_that_is_busy_or_not_committed_stays_in_memory() -> None:
+    """It would come back without what is being committed."""
+    with DurableDesk(Count, idle_timeout_s=1.0) as desk:
+        desk.store.hold()
+        connection = desk.start("Count.add")
+        desk.clock.advance(60)
+        desk.host.sweep()
+        assert desk.host.status()["objects"] == 1
+        desk.store.release()
+        assert connection.wait() == 1
+        desk.host.sweep()
+        assert desk.host.status()["objects"] == 0
+        assert desk.ask("Count.add") == 2
+
+
+def test_objects_of_a_failed_batch_leave_memory_when_idle() -> None:
+    """What failed is not kept for ever by nobody calling it again."""
+    with DurableDesk(Count, idle_timeout_s=1.0) as desk:
+        desk.ask("Count.add")
+        _fail(desk, StoreError(DISK_FULL))
+        assert code_of(desk.ask("Count.add")) == "StoreError"
+        desk.clock.advance(60)
+        desk.host.sweep()
+        assert desk.host.status()["objects"] == 0
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert desk.ask("Count.add") == 2
+
+
+def test_at_the_limit_of_objects_the_least_used_leaves() -> None:
+    """objects_max bounds memory, not how many objects there are on disk."""
+    with DurableDesk(Count, objects_max=3) as desk:
+        for _ in range(3):
+            for key in range(20):
+                desk.ask("Count.add", key=str(key))
+                assert desk.host.status()["objects"] <= 3
+        assert [desk.ask("Count.get", key=str(key)) for key in range(20)] == [3] * 20
+
+
+def test_a_busy_object_does_not_keep_the_limit_from_giving_way() -> None:
+    """If the least used object is busy, the next one leaves."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(Count):
+        def wait(self) -> str:
+            inside.set()
+            assert go_on.wait(PATIENCE_S)
+            return "done"
+
+    with DurableDesk(describe_class(Slow, name="Count"), objects_max=3) as desk:
+        busy = FakeConnection()
+        desk.ask("Count.get", key="busy")
+        thread = threading.Thread(
+            target=desk.start,
+            args=("Count.wait",),
+            kwargs={"connection": busy, "key": "busy"},
+        )
+        thread.start()
+        try:
+            assert inside.wait(PATIENCE_S)
+            for key in "abcdef":
+                assert desk.ask("Count.add", key=key) == 1
+        finally:
+            go_on.set()
+            thread.join(PATIENCE_S)
+        assert busy.wait() == "done"
+
+
+# What holds under other orders -------------------------------------------------------
+
+
+def test_undo_that_fails_does_not_bring_an_older_state_back() -> None:
+    """An object that cannot be put back is loaded only after its last commit."""
+
+    class Moody(Count):
+        refuses = False
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            if Moody.refuses:
+                Moody.refuses = False
+                raise RuntimeError("not now")
+            self.__dict__.update(state)
+
+        def spoil(self) -> None:
+            self.count += 100
+            Moody.refuses = True
+            raise ValueError("spoilt")
+
+    with DurableDesk(describe_class(Moody, name="Count")) as desk:
+        assert desk.ask("Count.add") == 1
+        desk.store.hold()
+        second = desk.start("Count.add")
+        spoilt = desk.start("Count.spoil")
+        third = FakeConnection()
+        thread = threading.Thread(
+            target=desk.start, args=("Count.add",), kwargs={"connection": third}
+        )
+        thread.start()
+        desk.store.release()
+        thread.join(PATIENCE_S)
+        assert second.wait() == 2
+        assert code_of(spoilt.wait()) == "Raised"
+        assert third.wait() == 3
+
+
+def test_waiting_for_a_batch_ends_with_it() -> None:
+    """Committer.wait_for returns when a batch is committed, and when it has failed."""
+    for error in (None, StoreError(DISK_FULL)):
+        with DurableDesk(Count) as desk:
+            _fail(desk, error)
+            desk.store.hold()
+            connection = desk.start("Count.add")
+            committer = desk.host._committer
+            assert isinstance(committer, Committer)
+            batch = desk.host._residents["Count", "default"].batch
+            assert batch is not None
+            thread = threading.Thread(target=committer.wait_for, args=(batch,))
+            thread.start()
+            desk.store.release()
+            began = time.monotonic()
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+            assert time.monotonic() - began < PATIENCE_S / 2
+            connection.wait()
+
+
+def test_an_image_holds_no_name_of_the_class() -> None:
+    """A class can be renamed: nothing in the image says what it was called."""
+    count = Count()
+    assert b"Count" not in image.dump(count, {})

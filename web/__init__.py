@@ -1,0 +1,6 @@
+"""The web half: an application, worker processes, and the parent that keeps them.
+
+``app`` makes the Flask application. ``server`` is waitress with an end that fails no
+request. ``worker`` is one process that serves. ``children``, ``keeper``, ``pool`` and
+``supervisor`` are the parent, which never imports the application.
+"""
