@@ -11,6 +11,7 @@ from state_server import settings
 from state_server.errors import ConfigError
 from web import log
 from web.supervisor import EXIT_FAILED, Supervisor
+from web.terminal import alone_in_the_foreground
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         log.configure(chosen.log_level)
         for sentence in settings.unknown_variables(os.environ):
             logging.getLogger("state_server.web").warning("%s", sentence)
-        return Supervisor(chosen).run()
+        with alone_in_the_foreground():
+            return Supervisor(chosen).run()
     except ConfigError as error:
         print(f"start_web.py: {error}", file=sys.stderr)
         return EXIT_FAILED

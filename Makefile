@@ -1,0 +1,42 @@
+# One verb, one command. Everything is made inside the project: .venv/, var/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check format bench chaos clean
+
+run: $(VENV)/.installed ## start the manager and the web workers
+	@$(BIN)/python start_web.py
+
+test: $(VENV)/.tools ## run the tests
+	@$(BIN)/python -m pytest -q
+
+check: $(VENV)/.tools ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.tools
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.tools ## compare speed with the alternatives, in one run
+	@$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/.tools ## kill everything at random for MINUTES (5), then check history
+	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	@touch $@
