@@ -1,7 +1,7 @@
 # One verb, one command. Everything is made inside the project: .venv/, var/.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: run test check format bench chaos clean

@@ -318,17 +318,31 @@ def facts(tcp: bool, apart: bool) -> dict[str, str]:
         "Python": platform.python_version(),
         "processors": str(len(os.sched_getaffinity(0))),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "load before": " ".join(f"{value:.1f}" for value in os.getloadavg()),
+        "busy before": f"{busy_share():.0%} of the processors, with other things",
         "placement": "callers and servers apart" if apart else "the system's",
         "sockets": "TCP, 127.0.0.1" if tcp else "Unix",
     }
+
+
+def busy_share() -> float:
+    """Return which share of the processors is in use at this moment."""
+
+    def read() -> tuple[int, int]:
+        # user, nice, system, idle, waiting for disks, … (proc_stat(5))
+        values = [int(text) for text in Path("/proc/stat").read_text().split()[1:9]]
+        return sum(values), values[3] + values[4]
+
+    total_before, idle_before = read()
+    time.sleep(1.0)
+    total, idle = read()
+    return 1 - (idle - idle_before) / (total - total_before)
 
 
 def report(bench: Bench, machine: dict[str, str]) -> None:
     """Print what was found."""
     print(CAVEAT)
     print()
-    machine["load after"] = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    machine["busy after"] = f"{busy_share():.0%} of the processors, with other things"
     for name, value in machine.items():
         print(f"{name + ':':13} {value}")
     print("\nEach figure: median over the rounds (least-most).\n")

@@ -99,7 +99,7 @@ class StockLine(Line):
         self._frame = self._framed("Bench", "query", ())
 
     def _framed(self, name: str, method: str, args: tuple[Any, ...]) -> bytes:
-        request = (self._identities[name], method, args, {})
+        request: tuple[Any, ...] = (self._identities[name], method, args, {})
         return wire.framed(pickle.dumps(request))
 
     def request(self) -> bytes:

@@ -24,6 +24,9 @@ log = logging.getLogger("state_server.store")
 
 ObjectName = tuple[str, str]
 
+#: The largest number of a call that a column of a database holds.
+NUMBER_MAX = 2**63 - 1
+
 _RETRY_S = 0.25
 _HOUSEKEEPING_S = 30.0
 
@@ -226,6 +229,8 @@ class Committer:
         with self._lock:
             if self._failing is not None:
                 raise self._refusal()
+            if reply is not None and reply.number > NUMBER_MAX:
+                raise StoreError(f"Calls are numbered up to {NUMBER_MAX} only.")
             if owner.poisoned:
                 raise StoreError(
                     f"{'/'.join(change.name)}: the state that this call was made on "

@@ -101,7 +101,7 @@ class Engine:
         self._outbound_bytes = 0
         self._outbound_lock = threading.Lock()
         #: A descriptor kept in reserve, to turn a connection away when there is none.
-        self._reserve = os.open(os.devnull, os.O_RDONLY)
+        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY)
         self._accepted = 0
         self._draining = False
         self._out_of_descriptors = False
@@ -168,7 +168,8 @@ class Engine:
             self._poller.close()
             self._wake_receiver.close()
             self._wake_sender.close()
-            os.close(self._reserve)
+            if self._reserve is not None:
+                os.close(self._reserve)
 
     def wake(self) -> None:
         """Make the leader look at its queues; any thread may call this."""
@@ -371,15 +372,24 @@ class Engine:
         if not self._out_of_descriptors:
             self._out_of_descriptors = True
             log.warning("No descriptor for a new connection: %s.", error)
-        os.close(self._reserve)
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
         try:
             peer, _ = listener.accept()
             self._turn_away(peer)
         except OSError:
             pass
-        self._reserve = os.open(os.devnull, os.O_RDONLY)
+        self._keep_a_reserve()
         self._poller.unregister(listener.fileno())
         self._resting[listener.fileno()] = time.monotonic() + _LISTENER_REST_S
+
+    def _keep_a_reserve(self) -> None:
+        try:
+            self._reserve = os.open(os.devnull, os.O_RDONLY)
+        except OSError:
+            # A method was quicker; there may be one when the listener has rested.
+            self._reserve = None
 
     def _close(self, connection: Connection, *, finished: bool = False) -> None:
         """Forget a connection; called by the leader."""
@@ -421,6 +431,8 @@ class Engine:
         for descriptor, until in list(self._resting.items()):
             if until <= now:
                 del self._resting[descriptor]
+                if self._reserve is None:
+                    self._keep_a_reserve()
                 self._poller.register(descriptor, polling.READ)
         if self._draining:
             self._close_listeners()
@@ -458,6 +470,7 @@ class Engine:
         if self._outbound_edge.reached(self._outbound_bytes):
             log.warning("Connection %d closed: too many unread replies.", connection.fd)
             self._write_deadlines[connection] = 0.0
+            self._next_sweep = 0.0
 
     def written(self, connection: Connection) -> None:
         """Note that a reply has been taken whole."""

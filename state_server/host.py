@@ -7,6 +7,7 @@ host decides, it decides under its one lock; the object's own code runs outside 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
 import logging
 import threading
@@ -206,8 +207,8 @@ class Host:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._residents: dict[ObjectName, Resident] = {}
-        #: Those that can come back from disk, by last use.
-        self._evictable: OrderedDict[ObjectName, Resident] = OrderedDict()
+        #: Those that can come back from disk: by their idle time, then by last use.
+        self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
         self._keeping = keeping
         self._committer: Committer | None = None
         if store is not None:
@@ -217,6 +218,7 @@ class Host:
         self._ended: dict[bytes, LaneMemory] = {}
         self._closing = False
         self._pending = 0
+        self._given_again = 0
         self._calls = 0
         self._objects_edge = Edge(log, "objects in memory", limits.objects_max)
         self._lanes_edge = Edge(log, "remembered connections", limits.lanes_max)
@@ -275,6 +277,7 @@ class Host:
                 "pending": self._pending,
                 "lanes": len(self._lanes),
                 "calls": self._calls,
+                "replies_given_again": self._given_again,
             }
 
     def check(self) -> None:
@@ -493,6 +496,7 @@ class Host:
                 f"{call.name}.{call.method} has run, but its reply was too large to be "
                 f"remembered (over {self.limits.remembered_bytes_max} bytes)."
             )
+        self._given_again += 1
         return memory.payload
 
     def _resident(self, call: Call) -> Resident:
@@ -514,7 +518,7 @@ class Host:
                 f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
             )
         self._check_offered(shared.contract, call)
-        if self._objects_edge.reached(len(self._residents)) and not self._evict(0.0, 1):
+        if self._objects_edge.reached(len(self._residents)) and not self._make_room():
             raise Overloaded(
                 f"{len(self._residents)} objects are in memory, the limit "
                 "(objects_max)."
@@ -522,7 +526,8 @@ class Host:
         resident = Resident(key, shared, self._keeper(key, shared))
         self._residents[key] = resident
         if shared.durable and self._committer is not None:
-            self._evictable[key] = resident
+            alike = self._evictable.setdefault(shared.idle_timeout_s, OrderedDict())
+            alike[key] = resident
         return resident
 
     def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
@@ -538,28 +543,35 @@ class Host:
 
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""
-        if self._evictable:
-            with self._lock:
-                self._evict(self._clock(), 1000)
+        if not self._evictable:
+            return
+        with self._lock:
+            now = self._clock()
+            for timeout_s, alike in self._evictable.items():
+                horizon = now - (timeout_s or self.limits.idle_timeout_s)
+                for resident in list(itertools.islice(alike.values(), 1000)):
+                    if resident.used_at > horizon:
+                        break
+                    self._evict(resident)
 
-    def _evict(self, now: float, most: int) -> int:
-        """Drop idle objects, least used first; ``now`` 0 means: whatever their age."""
-        evicted = 0
-        for key, resident in list(itertools.islice(self._evictable.items(), most)):
-            timeout_s = resident.shared.idle_timeout_s or self.limits.idle_timeout_s
-            if now and now - resident.used_at < timeout_s:
-                if resident.shared.idle_timeout_s is None:
-                    break
-                continue
-            batch = resident.batch
-            at_rest = batch is None or batch.phase is Phase.COMMITTED
-            if resident.current is None and at_rest and resident.used_at:
-                del self._evictable[key]
-                del self._residents[key]
-                evicted += 1
-        if evicted:
-            self._objects_edge.left(len(self._residents))
-        return evicted
+    def _make_room(self) -> bool:
+        """Drop the object that was used least recently; tell whether there is one."""
+        by_use = [alike.values() for alike in self._evictable.values()]
+        oldest = heapq.merge(*by_use, key=lambda resident: resident.used_at)
+        # Busy ones are passed over; a bound, because the lock is held.
+        return any(self._evict(resident) for resident in itertools.islice(oldest, 1000))
+
+    def _evict(self, resident: Resident) -> bool:
+        """Drop an object if it can come back as it is; tell whether it could."""
+        batch = resident.batch
+        if resident.current is not None or not resident.used_at:
+            return False
+        if batch is not None and batch.phase is Phase.FILLING:
+            return False
+        del self._evictable[resident.shared.idle_timeout_s][resident.key]
+        del self._residents[resident.key]
+        self._objects_edge.left(len(self._residents))
+        return True
 
     @staticmethod
     def _check_offered(contract: Contract | None, call: Call) -> None:
@@ -612,7 +624,8 @@ class Host:
         except BaseException as error:
             # The border to the object's own code: whatever it raises, sys.exit()
             # included, is an answer to its caller and ends nothing here.
-            return self._failed(resident, ticket, error, ran=ran), None
+            payload = self._failed(resident, ticket, error, ran=ran)
+            return payload, _first_image(keeper, ran=ran)
         finally:
             running.boot_id = None
         try:
@@ -757,9 +770,9 @@ class Host:
 
     def _note_use(self, resident: Resident) -> None:
         resident.used_at = self._clock()
-        key = resident.key
-        if key in self._evictable:
-            self._evictable.move_to_end(key)
+        alike = self._evictable.get(resident.shared.idle_timeout_s)
+        if alike is not None and resident.key in alike:
+            alike.move_to_end(resident.key)
 
     def _end(self, ticket: Ticket, payload: bytes) -> Destination:
         """Remember the reply and return whom to give it; the caller holds the lock."""
@@ -836,6 +849,11 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     ):
         return cast("tuple[tuple[Any, ...], dict[str, Any]]", decoded)
     raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
+
+
+def _first_image(keeper: Keeper, *, ran: bool) -> Change | None:
+    """Return what puts a new object on disk: even an error may show how it was built."""
+    return keeper.first() if ran and isinstance(keeper, StateKeeper) else None
 
 
 def _is_readonly(resident: Resident, call: Call) -> bool:

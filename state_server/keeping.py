@@ -156,6 +156,13 @@ class StateKeeper:
         if same and self._saved:
             return None
         self._check_size(len(fresh))
+        return self._next(fresh)
+
+    def first(self) -> Change | None:
+        """Return the image of an object that was built and is not on disk yet."""
+        return None if self._saved or self.instance is None else self._next(self._image)
+
+    def _next(self, fresh: bytes) -> Change | None:
         self._image = fresh
         self._generation += 1
         self._saved = True

@@ -65,6 +65,7 @@ class Link:
         "boot_id",
         "is_admin",
         "lane",
+        "made_at",
         "number",
         "process_id",
         "socket",
@@ -85,6 +86,7 @@ class Link:
         """
         self.lane = lane
         self.number = 0
+        self.made_at = time.monotonic()
         self.boot_id = b""
         self.process_id = 0
         self.is_admin = False

@@ -20,6 +20,10 @@ from .messages import Lane
 
 log = logging.getLogger("state_server.client")
 
+#: An older link is replaced: a manager that was started anew may refuse to repeat a call
+#: of a lane that is older than what it remembers (lane_retention_s).
+_LINK_AGE_MAX_S = 300.0
+
 Dial = Callable[[Lane, float], Link]
 
 
@@ -82,13 +86,16 @@ class Pool:
 
     def give(self, link: Link) -> None:
         """Take back a link whose last call was answered."""
+        is_old = time.monotonic() - link.made_at > _LINK_AGE_MAX_S
         with self._lock:
             # A child that was forked in the meantime has other links.
-            if link in self._links and not self._closed:
+            if link in self._links and not self._closed and not is_old:
                 self._free.append(link)
                 self._freed.notify()
                 return
-        self.drop(link)
+            self._links.discard(link)
+            self._freed.notify()
+        link.close(goodbye=True)
 
     def drop(self, link: Link) -> None:
         """Close a link that must not be used again."""

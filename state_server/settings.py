@@ -269,6 +269,35 @@ def from_command_line(
     return record(**values)
 
 
+def as_markdown() -> str:
+    """Return the page that documents every setting."""
+    lines = [
+        "# Settings",
+        "",
+        "Each setting is an option of the command and an environment variable; the "
+        "option wins.",
+        "Booleans are `true` or `false`, lists are separated by commas in the "
+        "environment, and `_s` means seconds.",
+        "The key itself is never an option: it is read from `STATE_SERVER_AUTHKEY` or "
+        "from a file.",
+    ]
+    for title, record in (
+        ("The manager: `start_manager.py`", ManagerSettings),
+        ("The web half: `start_web.py`", WebSettings),
+        ("Clients: `state_server.connect`", ClientSettings),
+    ):
+        lines += ["", f"## {title}", "", "| option | variable | default | meaning |"]
+        lines.append("|---|---|---|---|")
+        for setting in dataclasses.fields(record):
+            option = setting.name.replace("_", "-")
+            lines.append(
+                f"| `--{option}` | `{variable(setting.name)}` | "
+                f"{_shown(setting.default)} | {setting.metadata['help']} |"
+            )
+    lines += ["", "Clients take these as arguments of `connect` instead of options."]
+    return "\n".join(lines) + "\n"
+
+
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return one sentence for each variable with our prefix that no setting has."""
     known = {variable(name) for name in SECRETS}

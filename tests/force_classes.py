@@ -189,6 +189,8 @@ def dial(address: str, timeout_s: float = 20.0) -> socket.socket:
     peer.settimeout(timeout_s)
     try:
         peer.connect(where.stock)
+        if where.path is None:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         peer.close()
         raise

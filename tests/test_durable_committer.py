@@ -47,9 +47,9 @@ def nothing_leaves_before_its_commit() -> None:
     """Call in every way while a commit is held; fail if anything is answered early."""
     with DurableDesk(Count) as desk:
         assert desk.ask("Count.add") == 1
+        desk.store.wait_for_commit()
         desk.store.hold()
         waiting = [desk.start("Count.add")]
-        desk.store.wait_for_commit()
         desk.store.wait_for_commit()
         for method in ("get", "look", "refuse", "fail", "leak", "__repr__"):
             waiting.append(desk.start(f"Count.{method}"))
@@ -84,7 +84,7 @@ def test_without_the_output_gate_replies_leave_early(
     def open_gate(self: Host, *args: Any) -> Any:
         payload, batch = gate(self, *args)
         if batch is not None:
-            batch.waiting.pop()
+            batch.waiting.clear()
         return payload, None
 
     monkeypatch.setattr(Host, "_gate", open_gate)
@@ -267,12 +267,12 @@ def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> Non
     with DurableDesk(Count) as desk:
         for key in "abcd":
             desk.ask("Count.add", key=key)
+            desk.store.wait_for_commit()
         _fail(desk, StoreError(DISK_FULL))
-        desk.store.fence_errors.extend([StoreError(DISK_FULL)])
+        desk.store.fence_errors.append(StoreError(DISK_FULL))
         desk.store.hold()
         failed = desk.start("Count.add", key="a")
-        for _ in range(5):
-            desk.store.wait_for_commit()
+        desk.store.wait_for_commit()
         later = desk.start("Count.add", key="b")
         desk.store.hold_fence()
         desk.store.release()
@@ -280,12 +280,9 @@ def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> Non
         assert not failed.payloads, "nothing is said before the fence was tried"
         assert desk.ask("Count.get", key="c") == 1
         assert code_of(desk.ask("Count.add", key="c")) == "StoreError"
-        desk.store._fence_open.set()
+        desk.store.release_fence()
         assert code_of(failed.wait()) == "Unanswered"
         assert code_of(later.wait()) == "StoreError", "it never reached the store"
-        desk.store.hold_fence()
-        wait_until(lambda: "working" in repr(desk.host._committer) or desk.store.fences)
-        desk.store.release_fence()
         wait_until(lambda: "working" in repr(desk.host._committer))
         assert [desk.ask("Count.add", key=key) for key in "abcd"] == [2, 2, 2, 2]
 

@@ -258,7 +258,8 @@ def test_slow_readers_are_bounded_and_closed(start_manager: StartManager) -> Non
         def all_closed() -> bool:
             nonlocal worst
             worst = max(worst, resident_bytes(manager.pid))
-            return bool(client.status()["connections"] == 1)
+            # The client's own, and the prober's.
+            return bool(client.status()["connections"] <= 2)
 
         wait_until(all_closed)
         assert client.status()["outbound_bytes"] == 0

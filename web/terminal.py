@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def alone_in_the_foreground() -> Iterator[None]:
-    """Be the only process that the terminal's Ctrl-C reaches, if ``make`` started us."""
+    """Be the only one that the terminal's Ctrl-C reaches, if ``make`` started us."""
     if not _under_make_in_the_foreground():
         yield
         return
@@ -41,7 +41,7 @@ def _under_make_in_the_foreground() -> bool:
 
 
 def _give(terminal: int, group: int) -> None:
-    """Let ``group`` have the terminal; a background process may, while this is blocked."""
+    """Let ``group`` have the terminal; the signal would stop a background process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
         os.tcsetpgrp(terminal, group)
