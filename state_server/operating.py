@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 from uuid import UUID, SafeUUID
 
 from . import image, journal
-from .errors import ConfigError, StateServerError, StoreError
+from .errors import ConfigError, StoreError, Unloadable
 from .host import KEY_LENGTH_MAX
 from .keeping import loaded
 from .service import DataDirLock
@@ -425,7 +425,7 @@ def _check_objects(store: StoreFile, shared: Catalogue, report: Report) -> None:
                 journal.replayed(row.name, record, row.stored)
             else:
                 loaded(row.name, record, row.stored)
-        except StateServerError as error:
+        except Unloadable as error:
             report.add(str(error))
             continue
         except Exception as error:

@@ -148,20 +148,23 @@ def test_out_of_descriptors_while_a_method_takes_each_one_that_comes_free(
     with ExitStack() as stack:
         client = stack.enter_context(manager.client())
         opener, handle = client.get("FileOpener"), client.get("Echo")
-        assert handle.echo(1) == 1
-        client.get("FileOpener", "second").give_back()
-        opener.give_back()
-        _, hard = resource.prlimit(manager.pid, resource.RLIMIT_NOFILE)
-        limit = open_descriptors(manager.pid) + 10
-        resource.prlimit(manager.pid, resource.RLIMIT_NOFILE, (limit, hard))
+        others = [
+            stack.enter_context(manager.client()).get("FileOpener", key)
+            for key in ("second", "third")
+        ]
+        for each in (opener, *others):
+            each.give_back()
         threads = Threads()
         with Prober(handle) as prober:
+            # Everybody has a connection before the descriptors run out.
             wait_until(lambda: len(prober.seconds) > 3)
+            _, hard = resource.prlimit(manager.pid, resource.RLIMIT_NOFILE)
+            limit = open_descriptors(manager.pid) + 10
+            resource.prlimit(manager.pid, resource.RLIMIT_NOFILE, (limit, hard))
             opener.take_all()
-            for key in ("second", "third"):
-                other = client.get("FileOpener", key)
-                threads.start(other.open_and_close, 3.0)
-            until = time.monotonic() + 2.5
+            for each in others:
+                threads.start(each.open_and_close, 2.0)
+            until = time.monotonic() + 1.8
             while time.monotonic() < until:
                 with dial(manager.address):
                     time.sleep(0.01)
@@ -264,7 +267,8 @@ def test_slow_readers_are_bounded_and_closed(start_manager: StartManager) -> Non
         wait_until(all_closed)
         assert client.status()["outbound_bytes"] == 0
         wait_until(lambda: client.status()["pending"] == 0)
-    assert worst - before < 300 * MEBIBYTE, (before, worst)
+    # The limit, and what is copied on the way out.
+    assert worst - before < 250 * MEBIBYTE, (before, worst)
     assert manager.log.count("it does not take its reply") == 20
     assert prober.worst < OTHERS_MAX_S
 
