@@ -1,4 +1,7 @@
-"""The objects that are called, the same classes in every manager that is measured."""
+"""The objects that are called, the same classes in every manager that is measured.
+
+They are not durable, because those of the rivals cannot be.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 from state_server import share
 
 
-@share
+@share(durable=False)
 class Bench:
     """A number, and one more each time it is asked: the cheapest call that changes."""
 
@@ -19,7 +22,7 @@ class Bench:
         return self.number
 
 
-@share
+@share(durable=False)
 class Slow:
     """Methods that take long, for what they do to the callers of other objects."""
 

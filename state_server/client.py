@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -23,6 +24,7 @@ from .errors import (
     Refused,
     StateServerError,
     Stopping,
+    TooLarge,
     Unanswered,
     Unreachable,
 )
@@ -179,6 +181,11 @@ class Client:
         """Return the address, if one was given, and the data folder."""
         return self._settings.address, str(self._settings.data_dir.absolute())
 
+    @property
+    def restore(self) -> Callable[..., Handle]:
+        """Return what makes a pickled handle again, in whichever process."""
+        return restore_handle
+
     def contract(
         self, class_name: str, *, again: bool = False, timeout: float | None = None
     ) -> Contract:
@@ -267,10 +274,15 @@ class _Exchange:
     def run(self) -> wire.Reply:
         """Return the reply; raise when there is none before the deadline."""
         backoff_s = _BACKOFF_FIRST_S
+        former: Exception | None = None
         while True:
             try:
                 return self._try_once()
-            except (Unreachable, Overloaded, BrokenLink) as error:
+            except (Unreachable, Overloaded, BrokenLink) as failure:
+                # A last try that ran out of time says less than the one before it.
+                late = isinstance(failure.__cause__, TimeIsUp)
+                error = former if late and former is not None else failure
+                former = error
                 remaining_s = self.deadline - time.monotonic()
                 pause_s = backoff_s * random.uniform(0.5, 1.0)
                 if pause_s >= remaining_s:
@@ -299,7 +311,16 @@ class _Exchange:
     def _link(self) -> Link:
         if self.lane is None:
             return self.pool.take(self.deadline)
-        return self.pool.redial(self.lane, self.deadline)
+        try:
+            return self.pool.redial(self.lane, self.deadline)
+        except (Unreachable, Overloaded):
+            raise
+        except StateServerError as error:
+            # What refuses the new connection has not refused the call that was sent.
+            raise Unanswered(
+                f"{self._named()} was sent, the connection broke, and the manager "
+                f"cannot be asked what became of it: {error}"
+            ) from error
 
     def _exchange(self, link: Link) -> wire.Reply:
         remaining_s = self.deadline - time.monotonic()
@@ -307,6 +328,11 @@ class _Exchange:
         frame = wire.pack_call(
             self.number, remaining_s, boot, wire.pack_target(*self.target), self.body
         )
+        if len(frame) > link.frame_bytes_max and self.lane is None:
+            raise TooLarge(
+                f"{self._named()} takes {len(frame)} bytes to call, the manager's limit "
+                f"is {link.frame_bytes_max} (frame_bytes_max). It was not sent."
+            )
         try:
             reply = link.exchange(wire.framed(frame), self.deadline)
         except BrokenLink as error:

@@ -147,6 +147,11 @@ class Batch:
         #: Whether there is anything that somebody waits to see on disk.
         self.is_due = False
 
+    def give_back(self) -> None:
+        """Drop what it carried: objects refer to their last batch for a long time."""
+        self.changes, self.entries, self.replies = {}, [], []
+        self.forgotten, self.owners, self.waiting = [], {}, []
+
 
 Settle = Callable[[list[tuple[Any, bytes]], "StateServerError | None"], None]
 
@@ -303,6 +308,7 @@ class Committer:
                 batch.phase = Phase.COMMITTED
                 self._resolved.notify_all()
             self._settle(batch.waiting, None)
+            batch.give_back()
         self._tidy()
 
     def _tidy(self) -> None:
@@ -335,6 +341,8 @@ class Committer:
         certain = works or isinstance(error, NeverWritten)
         self._settle(batch.waiting, _outcome(error, certain))
         self._settle(later.waiting, _outcome(error, True))
+        batch.give_back()
+        later.give_back()
         while not works and not self._stopping:
             time.sleep(_RETRY_S)
             works = self._try_fence()

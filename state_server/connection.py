@@ -179,4 +179,9 @@ class Connection:
             self.closed = True
             self._owner.unwatch(self)
             self.socket.close()
-            return 0 if self.out is None else len(self.out)
+            unsent = 0 if self.out is None else len(self.out)
+            # Given back now: connection and conversation refer to each other, so the
+            # rest goes only when the garbage collector comes round.
+            self.out = None
+            self.reader = wire.FrameReader(0)
+            return unsent

@@ -153,6 +153,7 @@ class Conversation:
             os.getpid(),
             wire.proof(manners.key, b"server", nonces),
             self.is_admin,
+            manners.frame_bytes_max,
         )
         return Answer(wire.pack_welcome(welcome))
 

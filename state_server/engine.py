@@ -198,9 +198,9 @@ class Engine:
                     handed_back.popleft()()
                     if not crew.leads():
                         return
-            except Exception:
+            except BaseException:
                 # The border around the engine's life: a defect must not end the
-                # service of everybody else.
+                # service of everybody else, and without a leader there is none.
                 log.exception("The engine failed; it goes on.")
 
     def _on_event(self, descriptor: int, bits: int) -> bool:

@@ -32,6 +32,16 @@ def refusal(error: StateServerError) -> Failure:
 
 def raised(error: BaseException) -> Failure:
     """Return the failure that describes what the object's own code raised."""
+    try:
+        return _described(error)
+    except BaseException as failure:
+        # The error's own code again: even its arguments may be a property that raises.
+        cls = type(error)
+        text = f"(it cannot be described: {type(failure).__name__})"
+        return Failure(RAISED, text, str(cls.__module__), str(cls.__qualname__))
+
+
+def _described(error: BaseException) -> Failure:
     cls = type(error)
     return Failure(
         RAISED,
@@ -91,7 +101,7 @@ def _rebuilt(failure: Failure) -> Exception | None:
     return None
 
 
-_PLAIN_INITS = (Exception.__init__, BaseException.__init__)
+_PLAIN_INITS = (Exception.__init__, BaseException.__init__, OSError.__init__)
 
 
 def _remote_error(failure: Failure) -> RemoteError:
@@ -121,14 +131,24 @@ def _encoded_arguments(error: BaseException) -> bytes:
         for name, value in getattr(error, "__dict__", {}).items()
         if name not in ("__notes__", "remote_traceback")
     }
+    arguments = _arguments(error)
     try:
-        return codec.encode((tuple(error.args), state))
+        return codec.encode((arguments, state))
     except StateServerError:
         pass
     try:
-        return codec.encode((tuple(error.args), {}))
+        return codec.encode((arguments, {}))
     except StateServerError:
         return b""
+
+
+def _arguments(error: BaseException) -> tuple[object, ...]:
+    """Return what an error was made with; an OSError keeps file names elsewhere."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return tuple(error.args)
+    if error.filename2 is None:
+        return (*error.args, error.filename)
+    return (*error.args, error.filename, None, error.filename2)
 
 
 def _formatted(error: BaseException) -> str:

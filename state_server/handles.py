@@ -31,6 +31,10 @@ class Caller(Protocol):
     def location(self) -> tuple[str | None, str]:
         """Return the address, if one was given, and the data folder."""
 
+    @property
+    def restore(self) -> Callable[..., Handle]:
+        """Return what makes a pickled handle again, in whichever process."""
+
 
 class RemoteMethod:
     """One method of one object, ready to be called."""
@@ -207,10 +211,8 @@ class Handle:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as address and name; the key is found where it is unpickled."""
-        from .client import restore_handle
-
         arguments = (*self._caller.location, self._class_name, self._key)
-        return restore_handle, (*arguments, self._timeout_s)
+        return self._caller.restore, (*arguments, self._timeout_s)
 
 
 def _named(handle: Handle) -> tuple[str, str]:

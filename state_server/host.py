@@ -90,6 +90,7 @@ class HostLimits(NamedTuple):
     lane_retention_s: float = 900.0
     idle_timeout_s: float = 300.0
     remembered_bytes_max: int = 64 * 1024
+    frame_bytes_max: int = 64 * 1024 * 1024
 
 
 class Ticket:
@@ -590,7 +591,10 @@ class Host:
         """
         ticket = resident.current
         assert ticket is not None, resident
-        payload, change = self._perform(resident, ticket)
+        try:
+            payload, change = self._perform(resident, ticket)
+        except BaseException as error:
+            payload, change = self._broken(resident, ticket, error), None
         gate = None
         if change is not None or resident.batch is not None:
             payload, gate = self._gate(resident, ticket, payload, change)
@@ -630,6 +634,11 @@ class Host:
             running.boot_id = None
         try:
             payload = form.done(call, value)
+            if len(payload) > self.limits.frame_bytes_max:
+                raise TooLarge(
+                    f"it has {len(payload)} bytes, the limit is "
+                    f"{self.limits.frame_bytes_max} (frame_bytes_max)."
+                )
             return payload, keeper.kept(call, readonly=_is_readonly(resident, call))
         except StateServerError as error:
             log.warning("%s.%s was not done: %s", call.name, call.method, error)
@@ -661,6 +670,25 @@ class Host:
             exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
         )
         return form.raised(call, error)
+
+    def _broken(
+        self, resident: Resident, ticket: Ticket, error: BaseException
+    ) -> bytes:
+        """Answer a call whose object raised where no code of its own was expected.
+
+        Pickling is such a place, and so is the text of an error.
+        """
+        call = ticket.call
+        log.exception("%s.%s ended outside its method.", call.name, call.method)
+        if resident.keeper.undoes:
+            resident.keeper.drop()
+        return ticket.destination.form.refused(
+            call,
+            RemoteError(
+                f"{call.name}.{call.method} ended in {type(error).__qualname__}, raised "
+                "outside the method itself; it may have run."
+            ),
+        )
 
     def _undo(self, resident: Resident, call: Call) -> None:
         try:

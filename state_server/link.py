@@ -63,6 +63,7 @@ class Link:
         "_reader",
         "_timeout_s",
         "boot_id",
+        "frame_bytes_max",
         "is_admin",
         "lane",
         "made_at",
@@ -90,6 +91,7 @@ class Link:
         self.boot_id = b""
         self.process_id = 0
         self.is_admin = False
+        self.frame_bytes_max = 0
         self._reader = wire.FrameReader(_REPLY_BYTES_MAX)
         self._timeout_s = -1.0
         self._poll: select.poll | None = None
@@ -237,6 +239,7 @@ class Link:
         self.boot_id = welcome.boot_id
         self.process_id = welcome.process_id
         self.is_admin = welcome.is_admin
+        self.frame_bytes_max = welcome.frame_bytes_max
 
 
 def _target(address: wire.Address) -> tuple[int, str | tuple[str, int]]:

@@ -15,6 +15,7 @@ import base64
 import json
 import math
 import os
+import shutil
 import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from uuid import UUID, SafeUUID
+from zoneinfo import ZoneInfo
 
 from . import image, journal
 from .errors import ConfigError, StoreError, Unloadable
@@ -151,7 +153,9 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
         if path.exists() and path.samefile(source):
             raise ConfigError(f"{refusal}: {source} is the state itself.")
         fresh = data_dir / "state.db.new"
-        fresh.unlink(missing_ok=True)
+        # A journal that a power cut has left would be played into the new file.
+        for ending in ("", "-journal", "-wal", "-shm"):
+            (data_dir / f"state.db.new{ending}").unlink(missing_ok=True)
         try:
             with StoreFile(source) as backup:
                 _check_schema(backup, refusal)
@@ -368,8 +372,7 @@ def _set_aside(path: Path) -> Path | None:
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = path.with_name(f"{path.name}.before-restore-{now}")
     if path.exists() and fold_log(path):
-        os.link(path, kept)
-        sync(path.parent)
+        _link(path, kept)
         return kept
     for ending in ("-wal", "-shm", "-journal"):
         part = path.with_name(path.name + ending)
@@ -377,9 +380,19 @@ def _set_aside(path: Path) -> Path | None:
             part.rename(kept.with_name(kept.name + ending))
     if not path.exists():
         return None
-    os.link(path, kept)
-    sync(path.parent)
+    _link(path, kept)
     return kept
+
+
+def _link(path: Path, kept: Path) -> None:
+    """Give a file a second name; where the file system cannot, copy it."""
+    try:
+        os.link(path, kept)
+    except OSError:
+        shutil.copyfile(path, kept)
+        kept.chmod(0o600)
+        sync(kept)
+    sync(path.parent)
 
 
 def _hash_seed(data_dir: Path) -> dict[str, bytes]:
@@ -397,7 +410,7 @@ def _put_hash_seed(data_dir: Path, seed: bytes, kept: Path | None) -> None:
         if path.read_bytes() == seed:
             return
         if kept is not None:
-            os.link(path, kept.with_name(f"{kept.name}-hashseed"))
+            _link(path, kept.with_name(f"{kept.name}-hashseed"))
     fresh = data_dir / "hashseed.new"
     fresh.write_bytes(seed)
     fresh.chmod(0o600)
@@ -707,9 +720,25 @@ def _is_plain_zone(zone: Any) -> bool:
     )
 
 
-def _moment(value: datetime | time) -> str | None:
-    """Return the ISO text of a moment, or ``None`` when that does not tell all."""
-    return None if value.fold or not _is_plain_zone(value.tzinfo) else value.isoformat()
+def _moment(value: Any) -> Any:
+    """Return the ISO text of a moment, with its zone beside it if that tells more."""
+    if not value.fold and _is_plain_zone(value.tzinfo):
+        return value.isoformat()
+    return [
+        value.replace(tzinfo=None, fold=0).isoformat(),
+        value.tzinfo,
+        value.fold,
+    ]
+
+
+def _read_moment(cls: Any) -> Callable[[Any], Any]:
+    def read(written: Any) -> Any:
+        if isinstance(written, str):
+            return cls.fromisoformat(written)
+        text, zone, fold = written
+        return cls.fromisoformat(text).replace(tzinfo=zone, fold=fold)
+
+    return read
 
 
 def _uuid(value: UUID) -> str | None:
@@ -727,14 +756,20 @@ _FORMS: dict[type, _Form] = {
     Fraction: _Form(
         "$fraction", lambda v: [v.numerator, v.denominator], lambda v: Fraction(*v)
     ),
-    datetime: _Form("$datetime", _moment, datetime.fromisoformat),
+    datetime: _Form("$datetime", _moment, _read_moment(datetime)),
     date: _Form("$date", date.isoformat, date.fromisoformat),
-    time: _Form("$time", _moment, time.fromisoformat),
+    time: _Form("$time", _moment, _read_moment(time)),
     timedelta: _Form(
         "$timedelta",
         lambda v: [v.days, v.seconds, v.microseconds],
         lambda v: timedelta(*v),
     ),
+    timezone: _Form(
+        "$timezone",
+        lambda v: list(v.__getinitargs__()),
+        lambda v: timezone(*v),
+    ),
+    ZoneInfo: _Form("$zone", lambda v: v.key, ZoneInfo),
     UUID: _Form("$uuid", _uuid, UUID),
     deque: _Form("$deque", lambda v: [list(v), v.maxlen], lambda v: deque(*v)),
     OrderedDict: _Form(

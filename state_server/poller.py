@@ -53,7 +53,8 @@ class EpollPoller:
         """Stop watching a descriptor; one that is not watched is ignored."""
         try:
             self._epoll.unregister(descriptor)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
+            # Not watched, or closed already: epoll forgets those by itself.
             return
 
     def close(self) -> None:

@@ -561,6 +561,10 @@ def _make(path: Path) -> None:
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(fresh, isolation_level=None)
     try:
+        # From the first moment: changing the mode later leaves a journal file, which a
+        # power cut may bring back.
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
         connection.execute("begin")
         for statement in _SCHEMA.split(";"):
             if statement.strip():

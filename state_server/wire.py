@@ -17,6 +17,7 @@ byte that no pickle begins with.
                 18      8     its process id
                 26      32    proof
                 58      1     1 when the admin key was shown
+                59      8     size of the largest frame that the server takes
     CALL        2       8     number of the call in its lane
                 10      8     seconds left until its deadline (double)
                 18      16    boot id of the server it was first sent to
@@ -68,7 +69,7 @@ _PREFIX = b"{sha256}"
 _LENGTH = struct.Struct("!i")
 _LONG_LENGTH = struct.Struct("!Q")
 _HELLO = struct.Struct("!BBH16s16s32s32s")
-_WELCOME = struct.Struct("!BB16sQ32sB")
+_WELCOME = struct.Struct("!BB16sQ32sBQ")
 _CALL = struct.Struct("!BBQd16sBHB")
 _REPLY = struct.Struct("!BBQ")
 _NO_PROOF = bytes(32)
@@ -168,6 +169,7 @@ class Welcome(NamedTuple):
     process_id: int
     proof: bytes
     is_admin: bool
+    frame_bytes_max: int = 2**63
 
 
 class Reply(NamedTuple):
@@ -206,8 +208,8 @@ def pack_welcome(welcome: Welcome) -> bytes:
 
 def unpack_welcome(payload: bytes) -> Welcome:
     """Return the ``Welcome`` in ``payload``; raise ``NotAllowed`` if there is none."""
-    _, _, boot_id, process_id, proof, is_admin = _unpacked(_WELCOME, payload)
-    return Welcome(boot_id, process_id, proof, bool(is_admin))
+    _, _, boot_id, process_id, proof, is_admin, size = _unpacked(_WELCOME, payload)
+    return Welcome(boot_id, process_id, proof, bool(is_admin), size)
 
 
 def pack_target(class_name: str, key: str, method: str) -> tuple[bytes, bytes]:

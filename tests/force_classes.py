@@ -407,7 +407,7 @@ def serve_handshake(frames: FrameSocket, key: bytes) -> wire.Hello:
     assert payload is not None
     hello = wire.unpack_hello(payload)
     proof = wire.proof(key, b"server", handshake.nonces)
-    frames.send(wire.pack_welcome(wire.Welcome(b"b" * 16, 1, proof, False)))
+    frames.send(wire.pack_welcome(wire.Welcome(b"b" * 16, 1, proof, False, 2**20)))
     return hello
 
 

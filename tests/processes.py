@@ -192,6 +192,9 @@ def side_of(manager: ManagerProcess) -> Side:
     return Side(True, manager.stock_address, manager.key, manager.pid, manager.folder)
 
 
+_SERVE_STOCK = "from tests.shared_classes import serve; serve()"
+
+
 @contextlib.contextmanager
 def stock_manager(folder: Path, address: Any = None) -> Iterator[Side]:
     """Serve ``tests.shared_classes`` with the standard library's manager."""
@@ -202,7 +205,7 @@ def stock_manager(folder: Path, address: Any = None) -> Iterator[Side]:
     Path(folder / "stock.sock").unlink(missing_ok=True)
     with (folder / "stock.log").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.shared_classes", repr(where)],
+            [sys.executable, "-c", _SERVE_STOCK, repr(where)],
             cwd=ROOT,
             env={**os.environ, "TEST_FOLDER": str(folder)},
             stdout=subprocess.PIPE,

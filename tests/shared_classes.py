@@ -1,8 +1,8 @@
-"""Classes to share in tests; run as a program, the standard library serves them.
+"""Classes to share in tests, and how the standard library's manager serves them.
 
-``python -m tests.shared_classes ADDRESS`` serves each class twice with the standard
-library's manager: ``Counter`` gives every caller the one instance (the usual recipe,
-a factory that keeps it), ``NewCounter`` is the class itself, registered.
+It serves each class three times: ``Counter`` gives every caller the one instance (the
+usual recipe, a factory that keeps it), ``LateCounter`` does so after 2 ms, and
+``NewCounter`` is the class itself, registered.
 """
 
 from __future__ import annotations
@@ -369,5 +369,6 @@ def serve_stock(address: Any) -> None:
     server.serve_forever()
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Be the stock manager's process: the argument is the address, as Python."""
     serve_stock(ast.literal_eval(sys.argv[1]))

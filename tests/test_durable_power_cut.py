@@ -21,6 +21,10 @@ OBJECTS = ("--objects", "tests.faults.hooks:Numbers")
 CALLERS = 6
 
 
+class Lost(AssertionError):
+    """An acknowledged call is gone, or has run twice."""
+
+
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the compiled shim."""
@@ -28,7 +32,13 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def acknowledged_calls_survive(
-    folder: Path, shim: Path, seed: int, *, torn: bool = False, without: str = ""
+    folder: Path,
+    shim: Path,
+    seed: int,
+    *,
+    torn: bool = False,
+    without: str = "",
+    timeout_s: float = 40.0,
 ) -> None:
     """Cut the power under load, twice; fail if an acknowledged call is lost.
 
@@ -51,13 +61,13 @@ def acknowledged_calls_survive(
         except StateServerError as error:
             errors.append(error)
 
-    client = manager.client(timeout=40)
+    client = manager.client(timeout=timeout_s)
     callers = [threading.Thread(target=call, args=(f"key {n}",)) for n in range(CALLERS)]
     try:
         for caller in callers:
             caller.start()
         for _ in range(2):
-            calls = len(numbers) + chance.randrange(200, 600)
+            calls = len(numbers) + chance.randrange(100, 400)
             deadline = time.monotonic() + 30
             while len(numbers) < calls and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -70,7 +80,8 @@ def acknowledged_calls_survive(
             assert not caller.is_alive()
         assert not errors, errors
         last = client.get("Numbers").get()
-        assert sorted(numbers) == list(range(1, last + 1)), "lost or doubled"
+        if sorted(numbers) != list(range(1, last + 1)):
+            raise Lost(f"{len(numbers)} numbers, up to {max(numbers)}; {last} at the end")
         assert sum(client.get("Numbers").times().values()) == last
         assert manager.stop() == 0
     finally:
@@ -85,7 +96,7 @@ def acknowledged_calls_survive(
         manager.process.stdout.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_power_cut_loses_no_acknowledged_call(
     tmp_path: Path, shim: Path, seed: int
 ) -> None:
@@ -93,7 +104,7 @@ def test_a_power_cut_loses_no_acknowledged_call(
     acknowledged_calls_survive(tmp_path, shim, seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_torn_power_cut_loses_no_acknowledged_call(
     tmp_path: Path, shim: Path, seed: int
 ) -> None:
@@ -106,5 +117,5 @@ def test_without_synced_commits_a_power_cut_loses_calls(
     tmp_path: Path, shim: Path, seed: int
 ) -> None:
     """The shim has teeth: with synchronous=OFF acknowledged calls are lost."""
-    with pytest.raises(AssertionError):
-        acknowledged_calls_survive(tmp_path, shim, seed, without="sync")
+    with pytest.raises(Lost):
+        acknowledged_calls_survive(tmp_path, shim, seed, without="sync", timeout_s=10)

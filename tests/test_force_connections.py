@@ -239,37 +239,34 @@ def test_a_frame_that_comes_byte_by_byte_is_served(start_manager: StartManager) 
 
 
 def test_slow_readers_are_bounded_and_closed(start_manager: StartManager) -> None:
-    """Who never reads its replies holds little memory, and not for long."""
+    """Who never reads its replies is closed soon, and leaves no memory taken."""
     manager = start_manager(
         *sharing("Echo"),
-        *("--write-timeout-s", "1", "--outbound-bytes-max", str(64 * MEBIBYTE)),
+        *("--write-timeout-s", "1", "--outbound-bytes-max", str(32 * MEBIBYTE)),
+        # What the C library keeps for each thread is not what is measured here.
+        MALLOC_ARENA_MAX="1",
     )
+    readers, waves = 40, 3
+    left = []
     with ExitStack() as stack:
         client = stack.enter_context(manager.client())
         prober = stack.enter_context(Prober(client.get("Echo")))
-        before = resident_bytes(manager.pid)
-        peers = peers_of(manager, 20, stack)
-        for place, peer in enumerate(peers):
-            target = ("Echo", f"reader-{place}", "bytes_of")
-            for number in range(1, 6):
-                peer.send_raw(
-                    wire.framed(peer.call_frame(number, target, 8 * MEBIBYTE))
-                )
-        wait_until(lambda: client.status()["outbound_bytes"] > 0)
-        worst = 0
-
-        def all_closed() -> bool:
-            nonlocal worst
-            worst = max(worst, resident_bytes(manager.pid))
-            # The client's own, and the prober's.
-            return bool(client.status()["connections"] <= 2)
-
-        wait_until(all_closed)
-        assert client.status()["outbound_bytes"] == 0
-        wait_until(lambda: client.status()["pending"] == 0)
-    # The limit, and what is copied on the way out.
-    assert worst - before < 250 * MEBIBYTE, (before, worst)
-    assert manager.log.count("it does not take its reply") == 20
+        for _ in range(waves):
+            peers = peers_of(manager, readers, stack)
+            for place, peer in enumerate(peers):
+                target = ("Echo", f"reader-{place}", "bytes_of")
+                for number in range(1, 6):
+                    peer.send_raw(
+                        wire.framed(peer.call_frame(number, target, 8 * MEBIBYTE))
+                    )
+            # The client's own connection stays, and the prober's.
+            wait_until(lambda: client.status()["connections"] <= 2)
+            wait_until(lambda: client.status()["pending"] == 0)
+            assert client.status()["outbound_bytes"] == 0
+            left.append(resident_bytes(manager.pid))
+    assert max(left) < 120 * MEBIBYTE, left
+    closed = manager.log.count("it does not take its reply")
+    assert closed == readers * waves
     assert prober.worst < OTHERS_MAX_S
 
 

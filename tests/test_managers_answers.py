@@ -450,21 +450,19 @@ def test_error_when_the_server_is_gone(tmp_path: Path) -> None:
 def reach_through_stale_handles(side: Side) -> int:
     """Return how many of 30 handles, whose objects' makers let go, reach another's."""
     others = 0
+    os.environ["STATE_SERVER_AUTHKEY"] = side.key.decode()
+    client = side.connect()
     for turn in range(30):
         if side.ours:
-            mine = side.get("Basket", f"mine-{turn}")
+            mine = client.get("Basket", f"mine-{turn}")
             stale = pickle.loads(pickle.dumps(mine))
             del mine
-            fresh = [side.get("Basket", f"{turn}-{n}") for n in range(5)]
+            fresh = [client.get("Basket", f"{turn}-{n}") for n in range(5)]
         else:
-            import multiprocessing
-
-            mine = side.get("NewBasket")
+            mine = client.NewBasket()
             token = mine._token
-            multiprocessing.current_process().authkey = side.key
             del mine
-            manager = side.connect()
-            fresh = [manager.NewBasket() for _ in range(5)]
+            fresh = [client.NewBasket() for _ in range(5)]
             stale = type(fresh[0])(token, "pickle", authkey=side.key, incref=False)
         for basket in fresh:
             basket.add("somebody else's")
@@ -520,7 +518,7 @@ def use_a_handle_of_a_stranger(side: Side, path: str) -> Any:
     """Load a handle in a process that no manager's parent started."""
     try:
         handle = pickle.loads(Path(path).read_bytes())
-        return handle.items()
+        return handle.with_options(timeout=2.0).items()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -561,7 +559,7 @@ def test_handle_outside_the_family(tmp_path: Path) -> None:
             )
             assert expected in result.stdout, result
         (manager.data_dir / "authkey").rename(manager.data_dir / "hidden")
-        outcome = run_bounded(side, use_a_handle_of_a_stranger, str(path), timeout_s=60)
+        outcome = run_bounded(side, use_a_handle_of_a_stranger, str(path))
         assert "STATE_SERVER_AUTHKEY" in outcome.value, outcome
     with stock_manager(tmp_path / "stock") as stock:
         outcome = run_bounded(stock, hand_a_proxy_to_a_stranger)

@@ -1,0 +1,429 @@
+"""Settings: who wins, what is refused in which words, keys and folders kept private."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state_server import settings
+from state_server.engine import EngineLimits
+from state_server.errors import ConfigError
+from state_server.host import HostLimits
+from state_server.keeping import KeepingLimits
+from state_server.settings import (
+    ClientSettings,
+    CommonSettings,
+    ManagerSettings,
+    WebSettings,
+    from_command_line,
+    from_environment,
+    make_key_file,
+    make_private_folder,
+    read_address_file,
+    read_authkey,
+    read_key_file,
+    unknown_variables,
+    variable,
+)
+
+RECORDS = (ManagerSettings, WebSettings, ClientSettings)
+needs_root_to_fail = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
+
+
+def parsed(*arguments: str, record: type[Any] = ManagerSettings, **environ: str) -> Any:
+    """Return the record of a command line and an environment."""
+    return from_command_line(
+        record, arguments, environ, program="test", description="Test."
+    )
+
+
+# Who wins ----------------------------------------------------------------------------
+
+
+def test_command_line_wins_over_environment_over_default() -> None:
+    """Each source is used where the one before it says nothing."""
+    given = parsed("--queue-max", "1", STATE_SERVER_QUEUE_MAX="2")
+    from_env = parsed(STATE_SERVER_QUEUE_MAX="2")
+
+    assert (given.queue_max, from_env.queue_max) == (1, 2)
+    assert parsed().queue_max == ManagerSettings().queue_max
+
+
+def test_given_values_win_over_the_environment() -> None:
+    """What a program passes itself is not overruled from outside."""
+    environ = {"STATE_SERVER_TIMEOUT_S": "7", "STATE_SERVER_ADDRESS": "tcp://a:1"}
+    record = from_environment(ClientSettings, environ, timeout_s=3.0)
+
+    assert (record.timeout_s, record.address) == (3.0, "tcp://a:1")
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_defaults_need_neither(record: type[CommonSettings]) -> None:
+    """An empty command line and environment give the defaults."""
+    assert parsed(record=record) == record() == from_environment(record, {})
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_setting_says_everything_about_itself(
+    record: type[CommonSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help shows each option with its text, its default and its variable."""
+    with pytest.raises(SystemExit) as ended:
+        parsed("--help", record=record)
+    shown = " ".join(capsys.readouterr().out.split())
+
+    assert ended.value.code == 0
+    for field in dataclasses.fields(record):
+        assert "--" + field.name.replace("_", "-") in shown
+        assert field.metadata["help"] in re.sub(r"- ", "-", shown) or (
+            field.metadata["help"] in shown
+        )
+        assert variable(field.name) in shown
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_defaults_fit_their_own_rules(record: type[CommonSettings]) -> None:
+    """Each default, written as text, is read as the same value."""
+    for field in dataclasses.fields(record):
+        if field.default not in (None, ()):
+            name = variable(field.name)
+            read = from_environment(record, {name: str(field.default)})
+            assert getattr(read, field.name) == field.default, name
+
+
+def test_limits_of_the_rooms_are_settings_of_the_same_name() -> None:
+    """Each limit of host, engine and keepers can be set, and has the same default."""
+    defaults = ManagerSettings()
+    for limits in (HostLimits(), EngineLimits(), KeepingLimits()):
+        for name, value in limits._asdict().items():
+            assert getattr(defaults, name) == value, name
+
+
+def test_longest_deadline_is_below_the_retention() -> None:
+    """By default a call has ended before its lane can be forgotten."""
+    defaults = ManagerSettings()
+    assert defaults.call_timeout_max_s < defaults.lane_retention_s
+
+
+def test_records_never_change() -> None:
+    """A record of settings is made once."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ManagerSettings().queue_max = 3  # type: ignore[misc]
+
+
+# Values ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("allow_md5", "no", False),
+        ("allow_md5", " TRUE ", True),
+        ("allow_md5", "1", True),
+        ("allow_md5", "off", False),
+        ("threads_max", "3", 3),
+        ("remembered_bytes_max", "0", 0),
+        ("slice_s", "0.25", 0.25),
+        ("slice_s", "1e-3", 0.001),
+        ("log_level", "debug", "DEBUG"),
+        ("data_dir", "/srv/x", Path("/srv/x")),
+        ("objects", "shop, hotel:Room", ("shop", "hotel:Room")),
+        ("objects", "", ()),
+        ("objects", "shop,,", ("shop",)),
+        ("parent_fd", "5", 5),
+    ],
+)
+def test_values_are_read(name: str, text: str, value: object) -> None:
+    """Text from the environment becomes the value that it spells."""
+    record = from_environment(ManagerSettings, {variable(name): text})
+
+    assert getattr(record, name) == value
+    assert type(getattr(record, name)) is type(value)
+
+
+def test_repeatable_options_add_up() -> None:
+    """``--objects`` may be given several times; it replaces the environment's."""
+    given = parsed("--objects", "a", "--objects", "b:C", STATE_SERVER_OBJECTS="x,y")
+
+    assert given.objects == ("a", "b:C")
+    assert parsed(STATE_SERVER_OBJECTS="x,y").objects == ("x", "y")
+
+
+BAD = [
+    ("allow_md5", "maybe"),
+    ("allow_md5", ""),
+    ("threads_max", "2"),
+    ("threads_max", "many"),
+    ("threads_max", "3.5"),
+    ("queue_max", "0"),
+    ("queue_max", "-1"),
+    ("slice_s", "0"),
+    ("slice_s", "-1"),
+    ("slice_s", "nan"),
+    ("slice_s", "inf"),
+    ("slice_s", "soon"),
+    ("log_level", "loud"),
+    ("parent_fd", "x"),
+    ("frame_bytes_max", "1023"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_bad_variable_is_named_with_its_value(name: str, text: str) -> None:
+    """A value from the environment that does not fit names variable and value."""
+    with pytest.raises(ConfigError) as caught:
+        from_environment(ManagerSettings, {variable(name): text})
+    message = str(caught.value)
+
+    assert message.startswith(f"{variable(name)} is {text!r}, which does not fit:")
+    help_text = ManagerSettings.__dataclass_fields__[name].metadata["help"]
+    assert message.endswith(f"It means: {help_text}.")
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_bad_option_is_named_with_its_value(name: str, text: str) -> None:
+    """A value from the command line that does not fit names option and value."""
+    option = "--" + name.replace("_", "-")
+
+    with pytest.raises(ConfigError, match=f"^{option} is "):
+        parsed(f"{option}={text}", STATE_SERVER_QUEUE_MAX="5")
+
+
+def test_bad_variable_is_refused_even_if_the_option_is_good() -> None:
+    """A mistake in the environment does not hide until the option goes away."""
+    with pytest.raises(ConfigError, match="STATE_SERVER_QUEUE_MAX"):
+        parsed("--queue-max", "5", STATE_SERVER_QUEUE_MAX="zero")
+
+
+def test_unknown_option_ends_with_a_usage_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """argparse does what every command does: exit code 2 and the usage."""
+    with pytest.raises(SystemExit) as ended:
+        parsed("--no-such-option", "1")
+
+    assert ended.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+# Unknown variables -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("STATE_SERVER_QEUE_MAX", "STATE_SERVER_QUEUE_MAX"),
+        ("STATE_SERVER_DATADIR", "STATE_SERVER_DATA_DIR"),
+        ("STATE_SERVER_AUTH_KEY", "STATE_SERVER_AUTHKEY"),
+        ("STATE_SERVER_TIMEOUT", "STATE_SERVER_TIMEOUT_S"),
+    ],
+)
+def test_unknown_variable_is_told_with_the_nearest(name: str, nearest: str) -> None:
+    """A misspelled variable has no effect; one sentence says so and helps."""
+    (sentence,) = unknown_variables({name: "x", "PATH": "/bin"})
+
+    assert sentence.startswith(f"The environment variable {name} is not a setting")
+    assert sentence.endswith(f"did you mean {nearest}?")
+
+
+def test_known_variables_are_not_told() -> None:
+    """No setting of any record, no secret, and nothing of others is told."""
+    names = {variable(f.name) for record in RECORDS for f in dataclasses.fields(record)}
+    environ = dict.fromkeys(names, "x")
+    environ |= {"STATE_SERVER_AUTHKEY": "k", "HOME": "/", "STATE": "x"}
+
+    assert unknown_variables(environ) == []
+
+
+def test_several_unknown_variables_are_told_in_order() -> None:
+    """One sentence each, sorted by name."""
+    told = unknown_variables({"STATE_SERVER_B": "", "STATE_SERVER_A": ""})
+
+    assert [sentence.split()[3] for sentence in told] == [
+        "STATE_SERVER_A",
+        "STATE_SERVER_B",
+    ]
+
+
+def test_secrets_are_no_options() -> None:
+    """A key cannot stand on a command line, where every user can read it."""
+    for record in RECORDS:
+        names = {field.name for field in dataclasses.fields(record)}
+        assert not names & {name.lower() for name in settings.SECRETS}
+
+
+# Keys --------------------------------------------------------------------------------
+
+
+def test_new_key_file_is_private_and_random(tmp_path: Path) -> None:
+    """Only its owner can read it, whatever the umask; no two keys are the same."""
+    mask = os.umask(0)
+    try:
+        keys = [make_key_file(tmp_path / name) for name in ("one", "two")]
+    finally:
+        os.umask(mask)
+
+    assert keys[0] != keys[1]
+    assert min(map(len, keys)) >= 64
+    assert (tmp_path / "one").read_bytes() == keys[0]
+    if sys.platform != "win32":
+        assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o600
+
+
+def test_existing_key_file_is_never_overwritten(tmp_path: Path) -> None:
+    """A key that is there stays; links are not followed to another file."""
+    (tmp_path / "key").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("key", "link"):
+        with pytest.raises(FileExistsError):
+            make_key_file(tmp_path / name)
+
+    assert (tmp_path / "key").read_bytes() == b"old"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n\r\n"])
+def test_empty_key_is_refused(tmp_path: Path, content: bytes) -> None:
+    """An empty key is no key: file and remedy are named."""
+    path = tmp_path / "authkey"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=f"{path} is empty; delete the file"):
+        read_key_file(path)
+    with pytest.raises(ConfigError, match="STATE_SERVER_AUTHKEY is empty"):
+        read_authkey(
+            ManagerSettings(), {"STATE_SERVER_AUTHKEY": content.decode("ascii")}
+        )
+
+
+def test_line_end_is_no_part_of_a_key(tmp_path: Path) -> None:
+    """A key that an editor saved is the same key; blanks in it are its own."""
+    path = tmp_path / "authkey"
+    path.write_bytes(b" a key \r\n")
+
+    assert read_key_file(path) == b" a key "
+
+
+def test_missing_key_file_is_no_key(tmp_path: Path) -> None:
+    """A file that is not there means that there is no key, not an error."""
+    assert read_key_file(tmp_path / "authkey") is None
+    assert read_authkey(ManagerSettings(data_dir=tmp_path), {}) is None
+
+
+def test_key_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
+    """A folder in place of the file, for one, is named with the system's reason."""
+    with pytest.raises(ConfigError, match=r"cannot be read: .*directory"):
+        read_key_file(tmp_path)
+
+
+@needs_root_to_fail
+def test_key_file_of_somebody_else_is_a_config_error(tmp_path: Path) -> None:
+    """A file without the right to read it is named."""
+    path = make_key_file(tmp_path / "authkey") and tmp_path / "authkey"
+    path.chmod(0)
+
+    with pytest.raises(ConfigError, match="Permission denied"):
+        read_key_file(path)
+
+
+def test_key_comes_from_variable_then_file_then_folder(tmp_path: Path) -> None:
+    """The variable wins over the file that is named, that over the folder's own."""
+    (tmp_path / "authkey").write_bytes(b"of the folder")
+    named = tmp_path / "named"
+    named.write_bytes(b"of the file")
+    plain = ManagerSettings(data_dir=tmp_path)
+    with_file = ManagerSettings(data_dir=tmp_path, authkey_file=named)
+    environ = {"STATE_SERVER_AUTHKEY": "of the environment"}
+
+    assert read_authkey(with_file, environ) == b"of the environment"
+    assert read_authkey(with_file, {}) == b"of the file"
+    assert read_authkey(plain, {}) == b"of the folder"
+
+
+# The folder --------------------------------------------------------------------------
+
+
+def mode_of(path: Path) -> int:
+    """Return who may do what with ``path``."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+needs_modes = pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
+
+
+@needs_modes
+def test_new_folder_is_private(tmp_path: Path) -> None:
+    """The data folder is made with all above it, and only its owner can enter."""
+    mask = os.umask(0)
+    try:
+        make_private_folder(tmp_path / "a" / "b")
+    finally:
+        os.umask(mask)
+
+    assert mode_of(tmp_path / "a" / "b") == 0o700
+
+
+@needs_modes
+def test_empty_folder_is_made_private(tmp_path: Path) -> None:
+    """A folder that was made for us by hand holds nothing yet: it is closed."""
+    (tmp_path / "var").mkdir(mode=0o755)
+    make_private_folder(tmp_path / "var")
+
+    assert mode_of(tmp_path / "var") == 0o700
+
+
+@needs_modes
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o770, 0o777])
+def test_open_folder_that_holds_something_is_refused(tmp_path: Path, mode: int) -> None:
+    """What is in it may have been read: nothing is changed, the remedy is told."""
+    folder = tmp_path / "var"
+    folder.mkdir()
+    (folder / "authkey").write_bytes(b"k")
+    folder.chmod(mode)
+
+    with pytest.raises(ConfigError, match=rf"mode {mode:04o}.*Run: chmod 700 {folder}"):
+        make_private_folder(folder)
+    assert mode_of(folder) == mode
+
+
+@needs_modes
+def test_private_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A folder that only its owner can enter is used, with all that is in it."""
+    folder = tmp_path / "var"
+    folder.mkdir(mode=0o700)
+    (folder / "authkey").write_bytes(b"k")
+    make_private_folder(folder)
+
+    assert (folder / "authkey").read_bytes() == b"k"
+
+
+def test_file_in_place_of_the_folder_is_a_config_error(tmp_path: Path) -> None:
+    """What cannot be made a folder is named with the system's reason."""
+    (tmp_path / "var").write_text("a file")
+
+    for path in (tmp_path / "var", tmp_path / "var" / "below"):
+        with pytest.raises(ConfigError, match="cannot be made"):
+            make_private_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("tcp://h:1\n", "tcp://h:1"), ("", None), (" \n", None), (None, None)],
+)
+def test_address_file_holds_a_url_or_nothing(
+    tmp_path: Path, content: str | None, expected: str | None
+) -> None:
+    """A client finds the address of the manager in its folder, if it runs."""
+    if content is not None:
+        (tmp_path / "address").write_text(content)
+
+    assert read_address_file(tmp_path) == expected
