@@ -288,6 +288,10 @@ class Engine:
             heard = connection.conversation.receive(payload)
         except StateServerError as error:
             return functools.partial(self._end_badly, connection, error)
+        except Exception:
+            # A defect of ours: whoever waits for the answer must not wait for ever.
+            log.exception("Connection %d closed: the engine failed.", connection.fd)
+            return functools.partial(self._close, connection)
         if not isinstance(heard, Call):
             return functools.partial(self._answer, connection, heard)
         resident = self._host.submit(heard, connection)

@@ -62,9 +62,12 @@ def pack(failure: Failure) -> bytes:
 def unpack(body: bytes) -> Failure:
     """Return the failure in ``body``."""
     fields = codec.decode(body)
-    if not isinstance(fields, tuple) or len(fields) != len(Failure._fields):
+    if not isinstance(fields, tuple) or tuple(map(type, fields)) != _FIELD_TYPES:
         return Failure("RemoteError", "The server sent a failure of an unknown form.")
     return Failure(*fields)
+
+
+_FIELD_TYPES = (str, str, str, str, bytes, tuple, str)
 
 
 def error_from(failure: Failure) -> Exception:

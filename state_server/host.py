@@ -331,7 +331,11 @@ class Host:
         memory = LaneMemory(lane.session)
         reply = None
         if self._committer is not None:
-            reply = self._committer.reply_of(lane.lane)
+            try:
+                reply = self._committer.reply_of(lane.lane)
+            except StoreError as error:
+                # Not as it is: the call that is repeated on this lane may have run.
+                raise Overloaded(f"{error} Try again.") from error
         if reply is not None:
             memory.session = reply.session
             memory.number, memory.payload = reply.number, reply.payload
@@ -880,7 +884,7 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _first_image(keeper: Keeper, *, ran: bool) -> Change | None:
-    """Return what puts a new object on disk: even an error may show how it was built."""
+    """Return what puts a new object on disk: an error, too, may show how it is built."""
     return keeper.first() if ran and isinstance(keeper, StateKeeper) else None
 
 

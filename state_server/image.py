@@ -110,10 +110,8 @@ def rebuild(
     """Return the object that ``image`` describes, its state changed by ``migrate``."""
     unpickler = pickle.Unpickler(io.BytesIO(image))
     args, kwargs = unpickler.load()
-    if kwargs is None:
-        instance = cls(*args)
-    else:
-        instance = cls.__new__(cls, *args, **kwargs)
+    called = kwargs is None
+    instance = cls(*args) if called else cls.__new__(cls, *args, **kwargs)
     before, _loading.root = _loading.root, instance
     try:
         state, items, pairs = unpickler.load()

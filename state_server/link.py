@@ -141,6 +141,8 @@ class Link:
 
     def is_quiet(self) -> bool:
         """Tell whether nothing has come since the last reply: not even an end."""
+        if self._reader.buffered:
+            return False
         if self._poll is None:
             if not hasattr(select, "poll"):
                 return not select.select([self.socket], [], [], 0)[0]

@@ -1,4 +1,4 @@
-"""A store that does what a test says, a desk with a writer thread, and classes to keep."""
+"""A store that does what a test says, a desk with a writer, and classes to keep."""
 
 from __future__ import annotations
 
@@ -525,6 +525,7 @@ class Pair(tuple):  # type: ignore[type-arg]
     """Is made with arguments that ``__new__`` wants, and has an attribute."""
 
     def __new__(cls, left: int = 1, right: int = 2) -> Pair:
+        """Make the pair."""
         return super().__new__(cls, (left, right))
 
     def __init__(self, left: int = 1, right: int = 2) -> None:

@@ -11,13 +11,17 @@ is neither the one nor the other.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 State = Hashable
+
+_EVER = float("inf")
 
 
 class _Mark(Enum):
@@ -63,7 +67,17 @@ class Model(Protocol):
     def step(self, state: State, op: Op) -> State | _Mark:
         """Return the state after ``op``; ``IMPOSSIBLE`` if its result does not fit."""
 
-    def sift(self, state: State, candidates: list[Op]) -> list[Op]:
+    def is_safe(self, state: State, op: Op) -> bool:
+        """Tell whether ``op``, which is possible now, may as well be the next one.
+
+        That is when every order that has it later stays right if it is moved here, as
+        it is with a call that changes nothing.
+        """
+
+    def limit(self, op: Op) -> float:
+        """Return a number whose least, of all calls left, ``sift`` is to know."""
+
+    def sift(self, state: State, candidates: list[Op], least: float) -> list[Op]:
         """Return those that may come next, the likeliest first."""
 
 
@@ -137,6 +151,9 @@ class _Search:
             if op.end is None:
                 groups.setdefault(op.call, []).append(op)
         self._groups = list(groups.values())
+        limits = [model.limit(op) for op in self._known]
+        #: The least limit of each known call and all that start after it.
+        self._least = list(itertools.accumulate(reversed([*limits, _EVER]), min))[::-1]
 
     def run(self) -> Verdict:
         """Return what the search finds."""
@@ -170,7 +187,7 @@ class _Search:
 
     def _next_known(self, place: _Place) -> tuple[list[Op], float]:
         """Return the known calls that started before all others left had ended."""
-        found, earliest_end = [], float("inf")
+        found, earliest_end = [], _EVER
         mask = place.mask
         for index in range(place.low, len(self._known)):
             op = self._known[index]
@@ -186,12 +203,12 @@ class _Search:
     def _ways(self, place: _Place) -> Iterator[tuple[Op, _Place]]:
         found, earliest_end = self._next_known(place)
         for op in found:
-            # What changes nothing and fits now can as well be the next one: whatever
-            # order there is stays right when it is moved to the front.
-            if self._model.step(place.state, op) == place.state:
-                yield op, self._after(place, self._index[id(op)], place.state)
-                return
-        for op in self._model.sift(place.state, found):
+            if self._model.is_safe(place.state, op):
+                state = self._model.step(place.state, op)
+                if state is not IMPOSSIBLE:
+                    yield op, self._after(place, self._index[id(op)], state)
+                    return
+        for op in self._model.sift(place.state, found, self._least_left(place)):
             state = self._model.step(place.state, op)
             if state is not IMPOSSIBLE:
                 yield op, self._after(place, self._index[id(op)], state)
@@ -203,6 +220,14 @@ class _Search:
             if state is not IMPOSSIBLE and state != place.state:
                 counts = (*place.used[:number], used + 1, *place.used[number + 1 :])
                 yield group[used], place._replace(used=counts, state=state)
+
+    def _least_left(self, place: _Place) -> float:
+        first, mask, least = place.low, place.mask, _EVER
+        while mask:
+            if not mask & 1:
+                least = min(least, self._model.limit(self._known[first]))
+            first, mask = first + 1, mask >> 1
+        return min(least, self._least[first])
 
     def _after(self, place: _Place, index: int, state: State) -> _Place:
         mask = place.mask | 1 << (index - place.low)
@@ -274,12 +299,14 @@ class Register:
 
     initial: State = None
 
-    def __init__(self, history: Iterable[Op]) -> None:
-        #: What found a value and left another one; more than one only where the value
-        #: was there more than once.
+    def __init__(self, history: Collection[Op]) -> None:
+        #: What found a value that was there only once, and left another one.
         self._changers: dict[Any, list[Op]] = {}
+        writers = Counter(map(_written, history))
         for op in history:
-            if op.result is not UNKNOWN and self.step(op.result, op) != op.result:
+            if op.result is UNKNOWN or writers[op.result] != 1 or op.result is None:
+                continue
+            if self.step(op.result, op) != op.result:
                 self._changers.setdefault(op.result, []).append(op)
 
     def step(self, state: State, op: Op) -> State | _Mark:
@@ -296,11 +323,19 @@ class Register:
         expected, value = args
         return value if state == expected else state
 
-    def sift(self, state: State, candidates: list[Op]) -> list[Op]:
+    def is_safe(self, state: State, op: Op) -> bool:
+        """Tell whether the call changes nothing."""
+        return op.result is not UNKNOWN and self.step(state, op) == state
+
+    def limit(self, op: Op) -> float:
+        """Return nothing of interest."""
+        return _EVER
+
+    def sift(self, state: State, candidates: list[Op], least: float) -> list[Op]:
         """Return those that found this value, first what has the earliest end.
 
-        What follows one of them is often the only thing that can follow: it is looked
-        at together with it. If it starts after another candidate has ended, that one
+        Where a value was there only once, what changed it must follow: it is looked
+        at together with what wrote it. If it starts after another candidate has ended, that one
         would come too late.
         """
         fitting = []
@@ -309,11 +344,9 @@ class Register:
                 continue
             chain = self._chain(op)
             latest_start = max(each.start for each in chain)
-            late = min(
-                (_by_end(other) for other in candidates if other not in chain),
-                default=float("inf"),
-            )
-            if late >= latest_start:
+            inside = {state, *(_written(each) for each in chain)}
+            others = [each for each in candidates if each.result not in inside]
+            if latest_start <= min(map(_by_end, others), default=_EVER):
                 fitting.append((min(map(_by_end, chain)), op))
         return [op for _, op in sorted(fitting, key=lambda each: each[0])]
 
@@ -359,7 +392,9 @@ def register(history: Iterable[Op]) -> tuple[Register, list[Op]]:
     for op in useful:
         value = _written(op)
         if value is not None and value in seen_at and writers[value] == 1:
-            op = op._replace(end=max(seen_at[value], op.start))
+            # A swap that wrote has found what it expected.
+            found = op.call[1] if op.call[0] == "swap" else UNKNOWN
+            op = op._replace(end=max(seen_at[value], op.start), result=found)
         kept.append(op)
     return Register(kept), kept
 
@@ -393,17 +428,22 @@ class Queue:
             return IMPOSSIBLE if state else state
         return state[1:] if state and state[0] == op.result else IMPOSSIBLE
 
-    def sift(self, state: State, candidates: list[Op]) -> list[Op]:
-        """Return first what ended first; of the puts, what was got first."""
+    def is_safe(self, state: State, op: Op) -> bool:
+        """Tell whether it is a get: until the first is taken, nothing else can be."""
+        return op.call[0] == "get"
+
+    def limit(self, op: Op) -> float:
+        """Return when the value of a put had been got."""
+        return self._got(op)[1] if op.call[0] == "put" else _EVER
+
+    def sift(self, state: State, candidates: list[Op], least: float) -> list[Op]:
+        """Return the puts, first what was got first.
+
+        What was got after another value had been got was put after it, too.
+        """
         puts = [op for op in candidates if op.call[0] == "put"]
-        if len(puts) < 2:
-            return sorted(candidates, key=_by_end)
-        first = min(self._got(op)[1] for op in puts)
-        rest = [op for op in candidates if op.call[0] != "put"]
-        # What was got after another had been got was put after it, too.
-        fitting = [op for op in puts if self._got(op)[0] <= first]
-        fitting.sort(key=lambda op: (self._got(op)[1], _by_end(op)))
-        return sorted(rest, key=_by_end) + fitting
+        fitting = [op for op in puts if self._got(op)[0] <= least]
+        return sorted(fitting, key=lambda op: (self._got(op)[1], _by_end(op)))
 
     def _got(self, put: Op) -> tuple[float, float]:
         get = self._taken.get(put.call[1])
@@ -442,40 +482,80 @@ def queue(history: Iterable[Op]) -> tuple[Queue, list[Op]]:
     return Queue(taken, loses=loses), kept
 
 
-_EVER = float("inf")
-
-
 def _by_end(op: Op) -> float:
-    return float("inf") if op.end is None else op.end
+    return _EVER if op.end is None else op.end
 
 
-def obvious_faults_of_queue(history: Iterable[Op]) -> list[str]:
-    """Return what needs no search: values got twice, never put, or lost."""
+def faults_of_queue(history: Iterable[Op]) -> list[str]:
+    """Return what contradicts a queue and is found without a search.
+
+    Got twice, never put, lost, out of order, said to be empty while something was in
+    it. Where no get has an unknown outcome, there is nothing else that can be wrong;
+    otherwise a search may still find more.
+    """
     put: dict[Any, Op] = {}
     got: dict[Any, Op] = {}
+    empty = []
     faults = []
     unknown_gets = 0
-    ended_empty = False
-    for op in sorted(history, key=lambda op: op.start):
+    for op in history:
         if op.call[0] == "put":
             put[op.call[1]] = op
         elif op.end is None:
             unknown_gets += 1
         elif op.result is None:
-            ended_empty = True
+            empty.append(op)
         elif op.result in got:
             faults.append(f"got twice: {got[op.result]}; {op}")
         else:
             got[op.result] = op
-            ended_empty = False
-    faults += [f"never put: {op}" for value, op in got.items() if value not in put]
+    for value, op in got.items():
+        if value not in put or _by_end(op) < put[value].start:
+            faults.append(f"got before it was put, if ever: {op}")
     lost = [op for value, op in put.items() if value not in got and op.end is not None]
-    if ended_empty and len(lost) > unknown_gets:
+    last_empty = max((op.start for op in empty), default=0)
+    vanished = [op for op in lost if _by_end(op) < last_empty]
+    if len(vanished) > unknown_gets:
         faults.append(
-            f"{len(lost)} values were lost, but only {unknown_gets} gets had an "
-            f"unknown outcome; the first: {lost[0]}"
+            f"{len(vanished)} values are not there any more, but only {unknown_gets} "
+            f"gets have an unknown outcome; one of them: {vanished[0]}"
         )
-    return faults
+    #: From when and until when each value was in the queue for certain.
+    stays = [
+        (_by_end(put[value]), float(get.start), put[value], _by_end(get), put[value].start)
+        for value, get in got.items()
+        if value in put
+    ]
+    if not unknown_gets:
+        stays += [(_by_end(op), _EVER, op, _EVER, op.start) for op in lost]
+    stays.sort(key=lambda stay: stay[0])
+    return faults + list(_overtaken(stays)) + list(_not_empty(stays, empty))
+
+
+_Stay = tuple[float, float, Op, float, int]
+
+
+def _overtaken(stays: list[_Stay]) -> Iterator[str]:
+    """Yield what was put after something else, and taken before it."""
+    ends = [stay[0] for stay in stays]
+    longest = list(itertools.accumulate(stays, lambda a, b: a if a[1] >= b[1] else b))
+    for _, _, put, got_end, put_start in stays:
+        before = bisect.bisect_left(ends, put_start)
+        if before and longest[before - 1][1] > got_end:
+            yield f"got before what had been put before: {put}; {longest[before - 1][2]}"
+
+
+def _not_empty(stays: list[_Stay], empty: list[Op]) -> Iterator[str]:
+    """Yield the answers ``empty`` during which something was there at every moment."""
+    for op in empty:
+        moment = float(op.start)
+        for since, until_when, *_ in stays:
+            if since >= moment and since > op.start:
+                break
+            if since < moment or since < op.start:
+                moment = max(moment, until_when)
+        if moment > _by_end(op):
+            yield f"said to be empty while it was not: {op}"
 
 
 # A counter needs no search -----------------------------------------------------------
@@ -520,7 +600,7 @@ def faults_of_counter(
 
 def _ends_of_larger(acknowledged: dict[int, Op]) -> dict[int, float]:
     limits: dict[int, float] = {}
-    earliest = float("inf")
+    earliest = _EVER
     for number in range(max(acknowledged), 0, -1):
         limits[number] = earliest
         if number in acknowledged:

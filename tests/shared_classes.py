@@ -48,7 +48,7 @@ class Counter:
         """Return the number as it is."""
         return self.number
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"Counter at {self.number}"
 
 

@@ -62,6 +62,7 @@ class FakeLink:
         self.boot_id = BOOT_ID
         self.process_id = 1
         self.is_admin = False
+        self.frame_bytes_max = 2**20
         self.made_at = pool_module.time.monotonic()
         self.socket = FakeSocket()
         self.quiet = True
@@ -536,8 +537,12 @@ def test_sent_call_without_an_answer_is_unanswered(scene: Scene) -> None:
 
 def test_time_that_is_up_before_sending_is_unreachable(scene: Scene) -> None:
     """A call that never went out is safe to make again."""
-    scene.script(fail(TimeIsUp(sent=False)))
 
+    def time_is_up(_: FakeLink, __: bytes) -> wire.Reply:
+        scene.clock.advance(11.0)
+        raise TimeIsUp(sent=False)
+
+    scene.script(time_is_up)
     with pytest.raises(Unreachable, match="could not be sent in time"):
         scene.ask()
     assert scene.dialler.made[0].closed_with == [False]
@@ -670,6 +675,15 @@ def test_arguments_that_may_not_travel_cost_no_connection(scene: Scene) -> None:
         scene.ask(object())
 
     assert scene.dialler.made == []
+
+
+def test_call_above_the_managers_limit_is_not_sent(scene: Scene) -> None:
+    """The caller learns size and limit; nothing went out, nothing is repeated."""
+    with pytest.raises(TooLarge, match=r"1048576 \(frame_bytes_max\)"):
+        scene.ask("x" * 2**20)
+
+    assert scene.sent == []
+    assert scene.times.slept == []
 
 
 @settings(deadline=None, max_examples=200)

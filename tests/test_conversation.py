@@ -135,12 +135,13 @@ def stock_reply(answer: Call | Answer) -> tuple[str, Any]:
 
 
 def test_greeting_ends_in_a_proven_welcome() -> None:
-    """The welcome names the boot and the process, and proves the key."""
+    """The welcome names boot, process and the largest frame, and proves the key."""
     line = Line()
     welcome = line.greet()
 
     assert welcome.boot_id == BOOT_ID
     assert welcome.process_id == os.getpid()
+    assert welcome.frame_bytes_max == 1024 * 1024
     assert wire.proof_holds(KEY, b"server", line.client.nonces, welcome.proof)
     assert not welcome.is_admin
     assert line.conversation.lane == line.lane

@@ -15,13 +15,13 @@ import pytest
 
 from state_server import commits, image
 from state_server.commits import Committer, NeverWritten
-from state_server.errors import StoreError
+from state_server.errors import Overloaded, StoreError
 from state_server.host import Host
 from state_server.keeping import KeepingLimits, StateKeeper
 from state_server.messages import Failure
 from state_server.sharing import describe_class
 
-from .durable_classes import Count, DurableDesk, WatchingConnection
+from .durable_classes import Count, DurableDesk, FakeStore, WatchingConnection
 from .fakes import PATIENCE_S, FakeConnection, code_of, lane_of
 from .processes import wait_until
 
@@ -207,7 +207,7 @@ def test_stopping_commits_what_is_staged() -> None:
 
 
 def test_a_failed_batch_fails_everything_staged_since() -> None:
-    """The batch, the one that filled meanwhile and reads of both fail; nothing stays."""
+    """The batch, the one that filled meanwhile, reads of both: all fail, nothing stays."""
     with DurableDesk(Count) as desk:
         for key in "abc":
             assert desk.ask("Count.add", 5, key=key) == 5
@@ -248,7 +248,9 @@ def test_a_call_that_runs_while_its_object_fails_is_failed_when_staged() -> None
         desk.store.wait_for_commit()
         second = FakeConnection()
         thread = threading.Thread(
-            target=desk.start, args=("Count.wait_and_add",), kwargs={"connection": second}
+            target=desk.start,
+            args=("Count.wait_and_add",),
+            kwargs={"connection": second},
         )
         thread.start()
         assert inside.wait(PATIENCE_S)
@@ -263,7 +265,7 @@ def test_a_call_that_runs_while_its_object_fails_is_failed_when_staged() -> None
 
 
 def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> None:
-    """Without a fence: Unanswered; others are refused; reads go on; then all is well."""
+    """Without a fence: Unanswered; others are refused, reads go on; then all is well."""
     with DurableDesk(Count) as desk:
         for key in "abcd":
             desk.ask("Count.add", key=key)
@@ -288,7 +290,7 @@ def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> Non
 
 
 def test_in_doubt_an_object_is_not_shown_but_others_are() -> None:
-    """While it is not certain what is on disk of an object, it is refused, even a read."""
+    """While it is uncertain what is on disk of an object, even a read is refused."""
     with DurableDesk(Count) as desk:
         for key in "ab":
             desk.ask("Count.add", key=key)
@@ -332,7 +334,7 @@ def test_a_repeat_of_a_failed_call_is_told_the_same() -> None:
 
 
 def test_a_repeat_waits_at_the_same_gate() -> None:
-    """A repeat that comes while its original is being committed gets its reply, once."""
+    """A repeat that comes during the commit of its original gets its reply, once."""
     with DurableDesk(Count) as desk:
         lane = lane_of(desk.clock())
         original = desk.attached(lane)
@@ -351,7 +353,7 @@ def test_a_repeat_waits_at_the_same_gate() -> None:
 def test_a_commit_is_not_undone_because_tidying_up_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Forgetting old replies may fail: the batch before it is committed all the same."""
+    """Forgetting old replies may fail: the batch before it is committed even so."""
     monkeypatch.setattr(commits, "_HOUSEKEEPING_S", 0.0)
     with DurableDesk(Count) as desk:
         desk.store.tidy_error = StoreError("locked")
@@ -360,7 +362,9 @@ def test_a_commit_is_not_undone_because_tidying_up_fails(
         assert desk.store.state("Count") == {"count": 3}
 
 
-@pytest.mark.parametrize("error", [OverflowError("too large"), MemoryError(), KeyError(1)])
+@pytest.mark.parametrize(
+    "error", [OverflowError("too large"), MemoryError(), KeyError(1)]
+)
 def test_the_writer_survives_errors_of_any_kind(error: Exception) -> None:
     """Whatever a store raises, its batch fails and the next one is committed."""
     with DurableDesk(Count) as desk:
@@ -371,10 +375,8 @@ def test_the_writer_survives_errors_of_any_kind(error: Exception) -> None:
         assert desk.ask("Count.add") == 2
 
 
-def test_lanes_that_said_goodbye_are_forgotten_on_disk(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The remembered reply of a lane that has ended is deleted, without a change to wait for."""
+def test_lanes_that_said_goodbye_are_forgotten_on_disk() -> None:
+    """The remembered reply of a lane that has ended is deleted on disk."""
     with DurableDesk(Count) as desk:
         connection = desk.attached()
         assert connection.lane is not None
@@ -466,7 +468,7 @@ def test_an_error_without_a_change_keeps_the_instance() -> None:
 
 
 def test_a_state_too_large_fails_nobody_else() -> None:
-    """It is refused before it is staged: the calls it would share a commit with go on."""
+    """It is refused before it is staged: calls it would share a commit with go on."""
     with DurableDesk(Count, keeping=KeepingLimits(state_bytes_max=2000)) as desk:
         desk.store.hold()
         others = [desk.start("Count.add", key=str(n)) for n in range(5)]
@@ -503,7 +505,12 @@ def test_the_numbers_of_a_hostile_client_fail_nobody_else(tmp_path: Any) -> None
         desk.store.release()
         assert good.wait() == 1
         assert also_good.wait() == 1
-        assert code_of(bad.wait()) in ("StoreError", "Refused", "NotAllowed", "TooLarge")
+        assert code_of(bad.wait()) in (
+            "StoreError",
+            "Refused",
+            "NotAllowed",
+            "TooLarge",
+        )
         assert desk.ask("Count.add", key="good") == 2
 
 
@@ -534,7 +541,7 @@ class _Held:
 
 
 def test_idle_objects_leave_memory_and_come_back() -> None:
-    """After the idle time an object is gone from memory; the next call finds it whole."""
+    """After the idle time an object leaves memory; the next call finds it whole."""
     with DurableDesk(Count, idle_timeout_s=100.0) as desk:
         for key in "abc":
             desk.ask("Count.add", 7, key=key)
@@ -547,7 +554,7 @@ def test_idle_objects_leave_memory_and_come_back() -> None:
 
 
 def test_each_class_has_an_idle_time_of_its_own() -> None:
-    """A class with a short idle time is not kept by one with a long one, nor otherwise."""
+    """A class with a short idle time does not wait for one with a long one."""
     with DurableDesk(
         describe_class(Count, name="Long"),
         describe_class(Count, name="Short", idle_timeout=5.0),
@@ -667,6 +674,17 @@ def test_undo_that_fails_does_not_bring_an_older_state_back() -> None:
         assert second.wait() == 2
         assert code_of(spoilt.wait()) == "Raised"
         assert third.wait() == 3
+
+
+def test_replies_that_cannot_be_read_are_no_verdict_on_the_call() -> None:
+    """A lane whose memory cannot be read is sent away for now, not told StoreError."""
+
+    class Unreadable(FakeStore):
+        def reply_of(self, lane: bytes) -> Any:
+            raise StoreError("disk I/O error")
+
+    with DurableDesk(Count, store=Unreadable()) as desk, pytest.raises(Overloaded):
+        desk.attached()
 
 
 def test_waiting_for_a_batch_ends_with_it() -> None:

@@ -163,7 +163,7 @@ def test_a_crash_during_recovery_is_not_noticed(watched: Any, point: str) -> Non
     "point", ["before staging", "after staging", "before COMMIT", "after the commit"]
 )
 def test_first_use_is_whole_or_not_at_all(watched: Any, point: str) -> None:
-    """Killed in the first call of an object: what is heard of it later is one object."""
+    """Killed in the first call of an object: what is heard of it is one object."""
     manager = watched(CRASH_AT=point)
     manager.arm()
     with manager.manager.client(timeout=40) as client:

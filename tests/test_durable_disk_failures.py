@@ -86,7 +86,7 @@ def number_when_served(numbers: Any) -> int:
 def test_while_the_disk_fails_nothing_changes_and_reads_go_on(
     tmp_path: Path, shim: Path, fault: str
 ) -> None:
-    """Changes end in StoreError or Unanswered; then service returns, no number skipped."""
+    """Changes fail or are Unanswered; then service returns, no number is skipped."""
     disk = Disk(shim, tmp_path / "var")
     with running(tmp_path, **disk.environment) as manager:
         with manager.client(timeout=20) as client:
@@ -355,7 +355,7 @@ def test_a_log_without_its_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_torn_tail_of_the_log_is_no_damage(tmp_path: Path) -> None:
-    """A commit that was being written when the power went is not there; all others are."""
+    """A commit that was half written when the power went is not there; others are."""
     path = _filled(tmp_path, stopped=False)
     with path.with_name("state.db-wal").open("ab") as log:
         log.write(os.urandom(5000))

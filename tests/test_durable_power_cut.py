@@ -62,7 +62,9 @@ def acknowledged_calls_survive(
             errors.append(error)
 
     client = manager.client(timeout=timeout_s)
-    callers = [threading.Thread(target=call, args=(f"key {n}",)) for n in range(CALLERS)]
+    callers = [
+        threading.Thread(target=call, args=(f"key {n}",)) for n in range(CALLERS)
+    ]
     try:
         for caller in callers:
             caller.start()
@@ -81,7 +83,9 @@ def acknowledged_calls_survive(
         assert not errors, errors
         last = client.get("Numbers").get()
         if sorted(numbers) != list(range(1, last + 1)):
-            raise Lost(f"{len(numbers)} numbers, up to {max(numbers)}; {last} at the end")
+            raise Lost(
+                f"{len(numbers)} numbers, up to {max(numbers)}; {last} at the end"
+            )
         assert sum(client.get("Numbers").times().values()) == last
         assert manager.stop() == 0
     finally:

@@ -26,7 +26,7 @@ def _resident_kib(pid: int) -> int:
 def test_stored_objects_cost_neither_time_nor_memory_at_the_start(
     tmp_path: Path,
 ) -> None:
-    """With 100,000 objects stored it is ready as soon, in as little memory, as with none."""
+    """With 100,000 objects stored it starts as soon and as small as with none."""
     manager = ManagerProcess(tmp_path, *OBJECTS)
     manager.start()
     try:

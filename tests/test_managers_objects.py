@@ -192,6 +192,8 @@ def call_while_another_computes(side: Side) -> float:
         started = time.perf_counter()
         quick.peek()
         times.append(time.perf_counter() - started)
+        # As requests come: now and then, not each on the heels of the last.
+        time.sleep(0.003)
     worker.join()
     return sorted(times)[len(times) // 2]
 

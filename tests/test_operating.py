@@ -244,6 +244,18 @@ def test_a_backup_is_one_moment_and_holds_nobody_up(
         assert client.get("SomeObj").query() == copied + 1
 
 
+def test_what_is_read_of_a_state_is_one_moment(data_dir: Path, tmp_path: Path) -> None:
+    """What is committed after a state was opened is in no count, row or copy of it."""
+    with StoreFile(data_dir / "state.db") as store:
+        put(data_dir, row(number(8)), row(number(1), "Number/later"))
+        assert store.count("objects") == 1
+        assert [found.generation for found in store.rows()] == [3]
+        store.copy(tmp_path / "copy", about={}, wal=False)
+    assert len(rows_of(tmp_path / "copy")) == 1
+    assert value_in(tmp_path / "copy") == 7
+    assert len(rows_of(data_dir / "state.db")) == 2
+
+
 def test_a_backup_of_a_stopped_manager_has_what_only_its_log_has(
     start_manager: StartManager, tmp_path: Path
 ) -> None:

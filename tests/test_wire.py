@@ -276,7 +276,7 @@ def test_frames_that_are_no_reply_are_refused(payload: bytes) -> None:
 
 
 HELLO = wire.Hello(1, LANE, b"p" * 32, b"a" * 32)
-WELCOME = wire.Welcome(b"b" * 16, 4242, b"p" * 32, True)
+WELCOME = wire.Welcome(b"b" * 16, 4242, b"p" * 32, True, 2**40)
 
 
 def test_greetings_arrive_as_they_were_sent() -> None:

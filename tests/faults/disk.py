@@ -23,8 +23,10 @@ def built_shim(folder: Path) -> Path:
         pytest.skip("no C compiler: the shim that imitates failing disks is not built")
     library = folder / "shim.so"
     subprocess.run(
-        [compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC"]
-        + ["-o", str(library), str(SOURCE), "-ldl", "-lpthread"],
+        [
+            *(compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC"),
+            *("-o", str(library), str(SOURCE), "-ldl", "-lpthread"),
+        ],
         check=True,
     )
     return library

@@ -1,0 +1,463 @@
+"""What is kept of objects of every kind, and what becomes of it when classes change."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state_server import image
+from state_server.commits import Change, Committer
+from state_server.keeping import KeepingLimits, StateKeeper
+from state_server.messages import Call
+from state_server.sharing import describe_class, readonly
+
+from .durable_classes import KINDS, Count, DurableDesk, FakeStore
+from .fakes import code_of
+
+
+def _name(cls: type) -> str:
+    return cls.__name__
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=_name)
+def test_an_object_of_any_kind_comes_back_as_it_was(kind: type) -> None:
+    """Slots, own words, containers, self references: the same after a restart."""
+    record = describe_class(kind, name="Thing", exposed=("add", "spoil", "shown"))
+    with DurableDesk(record) as desk:
+        results = [desk.ask("Thing.add") for _ in range(4)]
+        shown = desk.ask("Thing.shown")
+        store = desk.store
+    with DurableDesk(record, store=store) as desk:
+        assert desk.ask("Thing.shown") == shown
+        desk.ask("Thing.add")
+        after = desk.ask("Thing.shown")
+    plain = kind()
+    assert [plain.add() for _ in range(4)] == results
+    assert plain.shown() == shown
+    plain.add()
+    assert plain.shown() == after
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=_name)
+def test_an_object_of_any_kind_is_put_back(kind: type) -> None:
+    """A method that raises leaves it as it was, and it works on."""
+    record = describe_class(kind, name="Thing", exposed=("add", "spoil", "shown"))
+    with DurableDesk(record) as desk:
+        desk.ask("Thing.add")
+        shown = desk.ask("Thing.shown")
+        assert code_of(desk.ask("Thing.spoil")) == "Raised"
+        assert desk.ask("Thing.shown") == shown
+        assert len(desk.store.batches) == 1
+        desk.ask("Thing.add")
+        assert desk.ask("Thing.shown") != shown
+
+
+def test_a_state_that_cannot_be_pickled_names_the_attribute() -> None:
+    """The call is undone; the error says which attribute and what to do about it."""
+
+    class Holds(Count):
+        def take(self) -> None:
+            self.count += 1
+            self.friend = [self]
+            self.handle = threading.Lock()
+
+    class Slots:
+        __slots__ = ("fine", "handle")
+
+        def take(self) -> None:
+            self.fine = 1
+            self.handle = threading.Lock()
+
+    for cls in (Holds, Slots):
+        with DurableDesk(describe_class(cls, name="Thing")) as desk:
+            failure = desk.ask("Thing.take")
+            assert code_of(failure) == "Unkeepable"
+            assert "'handle'" in failure.text
+            assert "transient" in failure.text
+            assert "'friend'" not in failure.text
+            assert not desk.store.state("Thing") or cls is Slots
+    with DurableDesk(describe_class(Holds, name="Thing")) as desk:
+        desk.ask("Thing.add")
+        desk.ask("Thing.take")
+        assert desk.ask("Thing.add") == 2
+
+
+def test_words_of_its_own_that_fail_are_an_answer() -> None:
+    """__getstate__ that raises undoes the call; the object and the host go on."""
+
+    class Broken(Count):
+        def __getstate__(self) -> Any:
+            if self.count == 13:
+                raise RuntimeError("unlucky")
+            return self.__dict__
+
+    with DurableDesk(describe_class(Broken, name="Thing")) as desk:
+        assert desk.ask("Thing.add", 12) == 12
+        failure = desk.ask("Thing.add")
+        assert code_of(failure) == "Unkeepable"
+        assert "unlucky" in failure.text
+        assert desk.ask("Thing.add", 2) == 14
+
+
+def test_a_class_that_describes_itself_in_another_way_is_refused() -> None:
+    """__reduce__ to a function of its own: a clear error, nothing is kept."""
+
+    class Odd(Count):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return (int, ("3",))
+
+    with DurableDesk(describe_class(Odd, name="Odd")) as desk:
+        failure = desk.ask("Odd.add")
+        assert code_of(failure) == "Unkeepable"
+        assert "__reduce__" in failure.text
+
+
+def test_transient_attributes_are_not_kept_and_made_anew() -> None:
+    """A lock and a cache: not on disk, not a change, there again after a restart."""
+
+    class Cached:
+        def __init__(self) -> None:
+            self.count = 0
+            self.lock = threading.Lock()
+            self.cache: dict[str, int] = {}
+
+        def add(self) -> int:
+            with self.lock:
+                self.count += 1
+                return self.count
+
+        def remember(self) -> int:
+            self.cache["x"] = self.cache.get("x", 0) + 1
+            return self.cache["x"]
+
+        def spoil(self) -> None:
+            self.count += 1
+            raise ValueError
+
+    record = describe_class(Cached, transient={"lock": threading.Lock, "cache": dict})
+    with DurableDesk(record) as desk:
+        assert desk.ask("Cached.add") == 1
+        assert [desk.ask("Cached.remember") for _ in range(2)] == [1, 2]
+        assert desk.store.state("Cached") == {"count": 1}
+        assert len(desk.store.batches) == 1
+        desk.ask("Cached.spoil")
+        assert desk.ask("Cached.add") == 2
+        store = desk.store
+    with DurableDesk(record, store=store) as desk:
+        assert desk.ask("Cached.add") == 3
+        assert desk.ask("Cached.remember") == 1
+
+
+# Read-only ---------------------------------------------------------------------------
+
+
+class Liar(Count):
+    """Declares read-only what changes it."""
+
+    @readonly
+    def peek(self) -> int:
+        """Change, against its word."""
+        self.count += 100
+        return self.count
+
+
+def test_development_mode_catches_a_readonly_method_that_changes() -> None:
+    """The lie is an error that names the object, and is undone."""
+    keeping = KeepingLimits(development=True)
+    with DurableDesk(describe_class(Liar, name="Count"), keeping=keeping) as desk:
+        assert desk.ask("Count.add") == 1
+        assert desk.ask("Count.look") == 1
+        failure = desk.ask("Count.peek")
+        assert code_of(failure) == "Refused"
+        assert "Count/default" in failure.text
+        assert "read-only" in failure.text
+        assert desk.ask("Count.get") == 1
+
+
+def test_readonly_methods_write_and_remember_nothing() -> None:
+    """Neither state nor reply goes to the store."""
+    with DurableDesk(Count) as desk:
+        desk.ask("Count.add")
+        connection = desk.attached()
+        for number in range(1, 20):
+            desk.ask("Count.look", connection=connection, number=number)
+        assert len(desk.store.batches) == 1
+        assert not desk.store.replies
+
+
+# Unchanged ---------------------------------------------------------------------------
+
+_SETS = """
+import pickle, sys
+sys.path[:0] = [{root!r}]
+from state_server import image
+from tests.test_durable_keeping import Words
+words = Words()
+words.words = set({words!r})
+words.words.discard("w0")
+sys.stdout.buffer.write(image.dump(words, {{}}))
+"""
+
+
+class Words:
+    """Holds a set of texts: it iterates in another order under another hash seed."""
+
+    def __init__(self) -> None:
+        self.words = set()  # type: ignore[var-annotated]
+
+    def put(self, word: str) -> int:
+        """Put a word in."""
+        self.words.add(word)
+        return len(self.words)
+
+    def size(self) -> int:
+        """Return how many there are."""
+        return len(self.words)
+
+
+def test_a_set_that_dumps_differently_after_a_reload_is_unchanged() -> None:
+    """Loading a set made under another hash seed is no change, and a change is one."""
+    words = [f"w{n}" for n in range(50)]
+    root = str(Path(__file__).resolve().parent.parent)
+    images = set()
+    for seed in ("1", "2", "3"):
+        made = subprocess.run(
+            [sys.executable, "-c", _SETS.format(root=root, words=words)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        )
+        images.add(made.stdout)
+    assert len(images) > 1, "the order of the set must differ for this to show anything"
+    for stored in images:
+        store = FakeStore()
+        name = ("Words", "default")
+        store.commit([Change(name, 1, 7, stored)], [], [])
+        with DurableDesk(Words, store=store) as desk:
+            assert desk.ask("Words.size") == 49
+            assert desk.ask("Words.put", "w7") == 49
+            assert len(store.batches) == 1, "nothing has changed"
+            assert desk.ask("Words.put", "new") == 50
+            assert len(store.batches) == 2
+            assert store.objects[name].generation == 8
+            assert desk.ask("Words.put", "w1") == 50
+            assert len(store.batches) == 2
+
+
+def test_no_change_is_ever_taken_for_none() -> None:
+    """Whatever changes in nested values, the next image differs from the last."""
+
+    class Nested:
+        def __init__(self) -> None:
+            self.shared = [0]
+            self.left = {"a": self.shared, "b": [1.0, None, True]}
+            self.right = (self.shared, {1, 2})
+
+        def apply(self, what: int) -> None:
+            changes: list[Any] = [
+                lambda: self.shared.append(1),
+                lambda: self.left.__setitem__("b", [1, None, True]),
+                lambda: self.left.__setitem__("a", list(self.shared)),
+                lambda: self.right[1].add(3),
+                lambda: setattr(self, "left", dict(reversed(self.left.items()))),
+                lambda: setattr(self, "extra", None),
+                lambda: delattr(self, "extra"),
+            ]
+            changes[what]()
+
+    with DurableDesk(Nested) as desk:
+        for what in range(7):
+            assert desk.ask("Nested.apply", what) is None
+            assert len(desk.store.batches) == what + 1
+            kept = desk.store.state("Nested")
+            assert (kept["left"]["a"] is kept["shared"]) == (what < 2)
+
+
+# Versions ----------------------------------------------------------------------------
+
+
+class Older:
+    """The class as it was."""
+
+    def __init__(self) -> None:
+        self.total = 5
+
+    def add(self) -> int:
+        """Count."""
+        self.total += 1
+        return self.total
+
+
+class Newer:
+    """The class as it is now: the attribute has another name."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    @classmethod
+    def migrate(cls, old_version: int, state: dict[str, int]) -> dict[str, int]:
+        """Return the state with today's names."""
+        assert old_version == 1
+        return {"sum": state["total"]}
+
+    def add(self) -> int:
+        """Count."""
+        self.sum += 1
+        return self.sum
+
+    def get(self) -> int:
+        """Return the number."""
+        return self.sum
+
+
+def _stored_by_older() -> FakeStore:
+    with DurableDesk(describe_class(Older, name="Sum"), Count) as desk:
+        assert desk.ask("Sum.add") == 6
+        desk.ask("Count.add")
+        return desk.store
+
+
+def test_an_older_state_is_migrated_and_written_with_the_next_change() -> None:
+    """Reading writes nothing; the first change is stored under the new version."""
+    store = _stored_by_older()
+    name = ("Sum", "default")
+    with DurableDesk(describe_class(Newer, name="Sum", version=2), store=store) as desk:
+        assert desk.ask("Sum.get") == 6
+        assert store.objects[name].version == 1
+        assert desk.ask("Sum.add") == 7
+        assert store.objects[name].version == 2
+        assert store.state("Sum") == {"sum": 7}
+    with DurableDesk(describe_class(Newer, name="Sum", version=2), store=store) as desk:
+        assert desk.ask("Sum.get") == 7
+
+
+def _unloadable(*records: Any) -> tuple[str, str]:
+    """Call the object stored by the older class; the others must serve."""
+    store = _stored_by_older()
+    before = dict(store.objects)
+    with DurableDesk(*records, Count, store=store) as desk:
+        failure = desk.ask("Sum.add")
+        assert desk.ask("Count.get") == 1
+        assert store.objects == before, "it stays as it is"
+        assert desk.ask("Count.add") == 2
+    return code_of(failure), failure.text
+
+
+def test_an_older_state_without_migrate_is_refused_by_name() -> None:
+    """The error names the object, both versions and what is missing."""
+    code, text = _unloadable(describe_class(Older, name="Sum", version=3))
+    assert code == "Unloadable"
+    assert "Sum/default" in text
+    assert "version 1" in text
+    assert "version 3" in text
+    assert "migrate" in text
+
+
+def test_a_migration_that_fails_is_refused_by_name() -> None:
+    """Whatever migrate raises: the stored state stays, the error says what happened."""
+
+    class Failing(Newer):
+        @classmethod
+        def migrate(cls, old_version: int, state: Any) -> Any:
+            raise KeyError("nobody thought of this")
+
+    code, text = _unloadable(describe_class(Failing, name="Sum", version=2))
+    assert code == "Unloadable"
+    assert "Sum/default" in text
+    assert "nobody thought of this" in text
+
+
+def test_a_newer_state_is_refused_by_name() -> None:
+    """An older release does not touch what a newer one has written."""
+    with DurableDesk(describe_class(Newer, name="Sum", version=2)) as desk:
+        desk.ask("Sum.add")
+        store = desk.store
+    with DurableDesk(describe_class(Older, name="Sum"), Count, store=store) as desk:
+        failure = desk.ask("Sum.add")
+        assert code_of(failure) == "Unloadable"
+        assert "Sum/default" in failure.text
+        assert "version 2" in failure.text
+        assert desk.ask("Count.add") == 1
+        assert store.objects["Sum", "default"].version == 2
+
+
+def test_a_class_that_is_gone_is_refused_by_name() -> None:
+    """The error names the class; what is stored stays."""
+    code, text = _unloadable()
+    assert code == "NotShared"
+    assert "'Sum'" in text
+
+
+def test_a_value_whose_class_is_gone_refuses_its_object_only() -> None:
+    """An attribute whose class cannot be imported: refused by name, left as it is."""
+    store = FakeStore()
+    parts = image.Parts((), {}, {"count": 1}, None, None)
+    good = image.from_parts(parts)
+    assert pickle.loads(good) == ((), {})
+    vanished = pickle.dumps(((), {})) + b"cno_such_module\nThing\n."
+    store.commit([Change(("Count", "bad"), 1, 1, vanished)], [], [])
+    store.commit([Change(("Count", "good"), 1, 1, good)], [], [])
+    with DurableDesk(Count, store=store) as desk:
+        failure = desk.ask("Count.add", key="bad")
+        assert code_of(failure) == "Unloadable"
+        assert "Count/bad" in failure.text
+        assert "no_such_module" in failure.text
+        assert desk.ask("Count.add", key="good") == 2
+        assert store.objects["Count", "bad"].image == vanished
+
+
+def test_a_renamed_class_finds_its_objects_under_both_names(tmp_path: Path) -> None:
+    """aliases=: the same object by its old and its new name, in the real store."""
+    from state_server.store import SqliteStore
+
+    store: Any = SqliteStore(tmp_path / "state.db")
+    with DurableDesk(describe_class(Count, name="Old"), store=_Real(store)) as desk:  # type: ignore[arg-type]
+        assert desk.ask("Old.add", key="x") == 1
+    store = SqliteStore(tmp_path / "state.db")
+    assert store.rename("Old", "New") == 1
+    record = describe_class(Count, name="New", aliases=("Old",))
+    with DurableDesk(record, store=_Real(store)) as desk:  # type: ignore[arg-type]
+        assert desk.ask("Old.add", key="x") == 2
+        assert desk.ask("New.add", key="x") == 3
+        assert desk.host.status()["objects"] == 1
+
+
+class _Real:
+    """A real store with the words of the fake one."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def release(self) -> None:
+        pass
+
+    release_fence = release
+
+
+def test_a_keeper_that_lets_go_starts_from_disk() -> None:
+    """drop() forgets what was not committed."""
+    store = FakeStore()
+    committer = Committer(store, lambda *_: None, 900.0)
+    keeper = StateKeeper(
+        ("Count", "x"), describe_class(Count), committer, KeepingLimits()
+    )
+    keeper.bring()
+    keeper.instance.add()
+    call = Call("Count", "x", "add", b"", 1.0)
+    change = keeper.kept(call, readonly=False)
+    assert change is not None
+    store.commit([change], [], [])
+    keeper.instance.add()
+    keeper.drop()
+    keeper.bring()
+    assert keeper.instance.count == 1
