@@ -100,8 +100,8 @@ def _checked_timeout(timeout: float) -> float:
 class Client:
     """The way to one manager, for all threads, greenlets and forked children.
 
-    Make it with ``connect``. ``_contracts`` is written whole, one entry at a time, so it
-    needs no lock (which a fork could leave held by nobody); the pool guards itself.
+    Make it with ``connect``. ``_contracts`` is written whole, one entry at a time, so
+    it needs no lock (which a fork could leave held by nobody); the pool guards itself.
     """
 
     def __init__(
@@ -330,8 +330,8 @@ class _Exchange:
         )
         if len(frame) > link.frame_bytes_max and self.lane is None:
             raise TooLarge(
-                f"{self._named()} takes {len(frame)} bytes to call, the manager's limit "
-                f"is {link.frame_bytes_max} (frame_bytes_max). It was not sent."
+                f"{self._named()} takes {len(frame)} bytes to call, the manager's "
+                f"limit is {link.frame_bytes_max} (frame_bytes_max). It was not sent."
             )
         try:
             reply = link.exchange(wire.framed(frame), self.deadline)

@@ -884,7 +884,7 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _first_image(keeper: Keeper, *, ran: bool) -> Change | None:
-    """Return what puts a new object on disk: an error, too, may show how it is built."""
+    """Return what puts a new object on disk: an error may show how it is built."""
     return keeper.first() if ran and isinstance(keeper, StateKeeper) else None
 
 

@@ -1,8 +1,8 @@
 """Objects to bytes and back, as state: what is kept of an object between two calls.
 
 State is trusted pickle, made and read by the manager alone, in its private folder. It
-is taken apart as pickle does it (``__getstate__``, ``__dict__``, ``__slots__``), without
-the name of the class, so that a class can be renamed and its state migrated.
+is taken apart as pickle does it (``__getstate__``, ``__dict__``, ``__slots__``),
+without the name of the class, so that a class can be renamed and its state migrated.
 
 Nothing from the wire may enter here; that is codec's.
 """

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from . import codec, image
 from .commits import Change, Committer, ObjectName, Stored
 from .errors import Unloadable
+from .keeping import loaded
 from .messages import Call
 from .sharing import SharedClass
 
@@ -202,8 +203,6 @@ def replayed(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
 
     Raises ``Unloadable`` naming the call that cannot be replayed.
     """
-    from .keeping import loaded
-
     instance = loaded(name, shared, stored)
     for number, data in enumerate(stored.entries, 1):
         entry = unpack(data)

@@ -195,7 +195,8 @@ class StateKeeper:
             raise TooLarge(
                 f"The state of {name} would have {size} bytes; the limit is "
                 f"{self._limits.state_bytes_max} (state_bytes_max). The call was "
-                'undone. Split the object up, or share the class with durable="journal".'
+                "undone. Split the object up, or share the class with "
+                'durable="journal".'
             )
         if size > self._limits.state_bytes_warn and not self._warned:
             self._warned = True

@@ -20,8 +20,8 @@ from .messages import Lane
 
 log = logging.getLogger("state_server.client")
 
-#: An older link is replaced: a manager that was started anew may refuse to repeat a call
-#: of a lane that is older than what it remembers (lane_retention_s).
+#: An older link is replaced: a manager that was started anew may refuse to repeat a
+#: call of a lane that is older than what it remembers (lane_retention_s).
 _LINK_AGE_MAX_S = 300.0
 
 Dial = Callable[[Lane, float], Link]

@@ -324,7 +324,8 @@ def _readonly_names(
     unknown = names - contract.methods - contract.properties
     if unknown:
         raise ConfigError(
-            f"{_path(cls)} declares {sorted(unknown)} read-only, which it does not offer."
+            f"{_path(cls)} declares {sorted(unknown)} read-only, which it does not "
+            "offer."
         )
     for name in contract.methods | contract.properties:
         static = inspect.getattr_static(cls, name, None)

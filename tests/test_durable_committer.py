@@ -207,7 +207,7 @@ def test_stopping_commits_what_is_staged() -> None:
 
 
 def test_a_failed_batch_fails_everything_staged_since() -> None:
-    """The batch, the one that filled meanwhile, reads of both: all fail, nothing stays."""
+    """The batch, the one that filled meanwhile, reads of both: nothing of it stays."""
     with DurableDesk(Count) as desk:
         for key in "abc":
             assert desk.ask("Count.add", 5, key=key) == 5
@@ -265,7 +265,7 @@ def test_a_call_that_runs_while_its_object_fails_is_failed_when_staged() -> None
 
 
 def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> None:
-    """Without a fence: Unanswered; others are refused, reads go on; then all is well."""
+    """Without a fence: Unanswered, others are refused, reads go on; then all is well."""
     with DurableDesk(Count) as desk:
         for key in "abcd":
             desk.ask("Count.add", key=key)

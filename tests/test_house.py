@@ -514,12 +514,12 @@ def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_lines_fit() -> None:
-    """No line has more than 88 characters."""
+    """No line has more than 88 characters, words to the tools at its end aside."""
     long = [
         f"{room}:{number}"
         for room, module in modules().items()
         for number, line in enumerate(module.text.splitlines(), 1)
-        if len(line) > LINE_LENGTH_MAX
+        if len(re.sub(r"  # (type: ignore|noqa)\b.*", "", line)) > LINE_LENGTH_MAX
     ]
 
     assert long == []
