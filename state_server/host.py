@@ -689,8 +689,8 @@ class Host:
         return ticket.destination.form.refused(
             call,
             RemoteError(
-                f"{call.name}.{call.method} ended in {type(error).__qualname__}, raised "
-                "outside the method itself; it may have run."
+                f"{call.name}.{call.method} ended in {type(error).__qualname__}, "
+                "raised outside the method itself; it may have run."
             ),
         )
 

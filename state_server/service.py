@@ -98,7 +98,9 @@ def _lock_exclusively(descriptor: int) -> None:
 class Service:
     """One manager: host, engine and socket, from start to stop.
 
-    Used by the main thread of the process. ``_stop`` may be set by anybody.
+    Used by the main thread of the process. ``_asked`` may be written to by anybody: a
+    socket and not an event, because a signal handler that sets the event for which its
+    own thread waits can find that event's lock taken, and hang.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class Service:
         self._settings = settings
         self._given_key = key
         self._catalogue = catalogue if shared is None else shared
-        self._stop = threading.Event()
+        self._waiter, self._asked = socket.socketpair()
+        self._asked.setblocking(False)
         self._lock: DataDirLock | None = None
         self._listener: socket.socket | None = None
         self._engine: Engine | None = None
@@ -185,12 +188,15 @@ class Service:
 
     def request_stop(self) -> None:
         """Have ``wait`` return; any thread or signal handler may call this."""
-        self._stop.set()
+        try:
+            self._asked.send(b"\0")
+        except OSError:
+            # It was asked often enough already, or has stopped.
+            return
 
     def wait(self) -> None:
         """Wait until the service is asked to stop."""
-        while not self._stop.wait(1.0):
-            pass
+        self._waiter.recv(1)
 
     def stop(self) -> None:
         """Drain and stop: running calls end, within the time the settings give."""
@@ -227,6 +233,8 @@ class Service:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        self._waiter.close()
+        self._asked.close()
 
     def _control(self, verb: str, args: tuple[Any, ...], is_admin: bool) -> object:
         """Answer a call to the manager itself."""

@@ -107,7 +107,7 @@ class Rough:
         """Raise what Ctrl-C raises."""
         raise KeyboardInterrupt
 
-    def raise_exit_of_generator(self) -> None:
+    def raise_exit(self) -> None:
         """Raise the third error that is no Exception."""
         raise GeneratorExit
 
@@ -342,6 +342,7 @@ class RogueServer:
     def __init__(self, path: Path, serve: Callable[[FrameSocket], None]) -> None:
         self.address = f"unix://{path}"
         self.accepted = 0
+        self.errors: list[Exception] = []
         self._serve = serve
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -386,9 +387,9 @@ class RogueServer:
     def _run(self, frames: FrameSocket) -> None:
         try:
             self._serve(frames)
-        except (OSError, AssertionError, TimeoutError):
-            # The peer left; what matters is what the client reports.
-            pass
+        except Exception as error:
+            # Mostly a peer that left; what matters is what the client reports.
+            self.errors.append(error)
         finally:
             frames.close()
 

@@ -433,13 +433,16 @@ class Queue:
         return op.call[0] == "get"
 
     def limit(self, op: Op) -> float:
-        """Return when the value of a put had been got."""
-        return self._got(op)[1] if op.call[0] == "put" else _EVER
+        """Return when the value of a put had been got, or the queue been empty."""
+        if op.call[0] == "put":
+            return self._got(op)[1]
+        return _by_end(op) if op.result is None else _EVER
 
     def sift(self, state: State, candidates: list[Op], least: float) -> list[Op]:
         """Return the puts, first what was got first.
 
-        What was got after another value had been got was put after it, too.
+        What was got after another value had been got was put after it, too; and what
+        was got after the queue had been empty was put after that.
         """
         puts = [op for op in candidates if op.call[0] == "put"]
         fitting = [op for op in puts if self._got(op)[0] <= least]

@@ -192,6 +192,7 @@ def side_of(manager: ManagerProcess) -> Side:
     return Side(True, manager.stock_address, manager.key, manager.pid, manager.folder)
 
 
+_RUN_SCENARIO = "from tests.processes import run_scenario; run_scenario()"
 _SERVE_STOCK = "from tests.shared_classes import serve; serve()"
 
 
@@ -267,7 +268,7 @@ def run_bounded(
     noise = side.folder / "noise"
     with noise.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from tests import processes as p; p.run_scenario()"],
+            [sys.executable, "-c", _RUN_SCENARIO],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=output,
@@ -310,10 +311,16 @@ def run_scenario() -> None:
     fresh.replace(report)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def is_running(pid: int) -> bool:
+    """Tell whether a thread of a process runs now, or would if it were let."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            stat = (task / "stat").read_text()
+        except OSError:
+            continue
+        if stat.rpartition(")")[2].split()[0] == "R":
+            return True
+    return False
 
 
 def thread_count(pid: int) -> int:

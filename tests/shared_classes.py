@@ -213,8 +213,21 @@ class SlowToBuild:
 _reads = 0
 
 
-@share(durable=False, exposed=("title", "loud_title", "__len__", "__getitem__", "__setitem__",
-                "__delitem__", "__contains__", "__iter__", "words", "reads"))
+@share(
+    durable=False,
+    exposed=(
+        "title",
+        "loud_title",
+        "__len__",
+        "__getitem__",
+        "__setitem__",
+        "__delitem__",
+        "__contains__",
+        "__iter__",
+        "words",
+        "reads",
+    ),
+)
 class Room:
     """A container with properties, one of which must not be run by accident."""
 
@@ -328,7 +341,14 @@ class Threads:
 
 
 CLASSES: tuple[type, ...] = (
-    Counter, Echo, Trouble, SlowToBuild, Room, Basket, Store, Threads,
+    Counter,
+    Echo,
+    Trouble,
+    SlowToBuild,
+    Room,
+    Basket,
+    Store,
+    Threads,
 )
 
 

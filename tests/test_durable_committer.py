@@ -265,7 +265,7 @@ def test_a_call_that_runs_while_its_object_fails_is_failed_when_staged() -> None
 
 
 def test_while_it_is_uncertain_calls_are_unanswered_and_service_returns() -> None:
-    """Without a fence: Unanswered, others are refused, reads go on; then all is well."""
+    """Without a fence: Unanswered, others are refused, reads go on; then it works."""
     with DurableDesk(Count) as desk:
         for key in "abcd":
             desk.ask("Count.add", key=key)

@@ -235,7 +235,7 @@ def test_sigterm_under_load_finishes_what_runs(start_manager: StartManager) -> N
 class CuttingProxy:
     """Stands between client and manager and cuts after a random number of bytes.
 
-    ``_lock`` guards ``_random`` and ``_open``; every connection draws its budget when it
+    ``_lock`` guards ``_random`` and ``_open``; a connection draws its budget when it
     opens: so many bytes of both directions together pass, then both ends are cut, one
     time in two with a reset.
     """
@@ -334,7 +334,7 @@ def _shut(end: socket.socket) -> None:
 def test_calls_through_a_cutting_proxy_run_exactly_once(
     start_manager: StartManager, tmp_path: Path, address: str
 ) -> None:
-    """However often connections are cut, N calls count exactly 1 to N, without error."""
+    """However often connections are cut, N calls count exactly 1 to N, no error."""
     options = ["--address", "tcp://127.0.0.1:0"] if address == "tcp" else []
     manager = start_manager(*sharing("Echo"), *options)
     callers, calls = 4, 100
@@ -377,7 +377,7 @@ def echo_manager(start_manager: StartManager) -> ManagerProcess:
 def test_a_delayed_frame_with_an_old_number_is_refused(
     echo_manager: ManagerProcess,
 ) -> None:
-    """A number below the last is Stale, the last gives its reply again, neither runs."""
+    """A number below the last is Stale, the last has its reply again, neither runs."""
     with OwnPeer(echo_manager.address, echo_manager.key).shake_hands().greet() as peer:
         assert peer.call(1, COUNT, "a") == ("a", 1, 1)
         assert peer.call(2, COUNT, "b") == ("b", 1, 2)
@@ -404,7 +404,7 @@ def test_a_repeat_after_the_connection_broke_gets_the_remembered_reply(
 def test_a_repeat_waits_for_the_call_that_still_runs(
     echo_manager: ManagerProcess,
 ) -> None:
-    """A call that runs while its connection breaks answers the repeat, and runs once."""
+    """A call that runs while its connection breaks answers the repeat, and ran once."""
     lane = fresh_lane()
     address, key = echo_manager.address, echo_manager.key
     target = ("Echo", "default", "slow_count")

@@ -40,7 +40,7 @@ NOT_DONE = (RemoteError, NotAllowed, TooLarge)
 ERRORS = [
     pytest.param("leave", (), RemoteError, "SystemExit", id="sys.exit"),
     pytest.param("interrupt", (), RemoteError, "KeyboardInterrupt", id="Ctrl-C"),
-    pytest.param("raise_exit_of_generator", (), RemoteError, "GeneratorExit", id="exit"),
+    pytest.param("raise_exit", (), RemoteError, "GeneratorExit", id="exit"),
     pytest.param("raise_unsendable", (), RemoteError, "Unsendable", id="unpicklable"),
     pytest.param("recurse", (), RecursionError, "recursion", id="recursion"),
     pytest.param("return_unsendable", (), NOT_DONE, "lock", id="a lock"),
@@ -74,7 +74,7 @@ def test_what_goes_wrong_is_its_callers_error_alone(
 def test_a_long_method_delays_only_its_own_object(
     manager: ManagerProcess, method: str, result: str
 ) -> None:
-    """While a method sleeps or computes 2 s, others are answered, its own object after."""
+    """While a method takes 2 s, others are answered, callers of its object after it."""
     ends: list[tuple[str, float]] = []
     with manager.client() as client, manager.client() as other:
         handle = client.get("Rough", f"long-{method}")
@@ -140,7 +140,7 @@ def test_a_stock_client_gets_the_same_errors(manager: ManagerProcess) -> None:
     proxy = stock.Rough()
     for parameter in ERRORS:
         method, args, _, words = parameter.values
-        with pytest.raises(Exception, match=words):  # noqa: B017, PT011 - see below
+        with pytest.raises(Exception, match=words):
             # Of which class it is is the standard library's choice.
             proxy._callmethod(method, args)
         assert proxy.fine() == "fine"

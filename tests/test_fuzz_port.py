@@ -56,7 +56,7 @@ bounded = settings(
 
 
 class Target:
-    """A manager under attack: alive, the same process, bounded, right in its answers."""
+    """A manager under attack: alive, the same process, bounded, right answers."""
 
     def __init__(self, manager: ManagerProcess) -> None:
         self.manager = manager
@@ -309,7 +309,7 @@ def long_of(size: int) -> bytes:
 
 
 def shared_tuples(levels: int) -> bytes:
-    """Return a tuple of the tuple below, twice, and so on: two to the power of levels."""
+    """Return a tuple of twice the tuple below, and so on: two to the power of levels."""
     data = b")\x94"
     for level in range(levels):
         data += b"h" + bytes((level,)) + b"\x86\x94"
@@ -521,7 +521,7 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
             assert challenge is not None
             challenges.put(challenge)
             # What the victim says to its own challenge, on its other connection.
-            frames.send(answers.get(timeout=10))
+            frames.send(answers.get(timeout=2))
             passed.append(frames.receive() == wire.ACCEPTED)
             hello = frames.receive()
             assert hello is not None
@@ -535,7 +535,7 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
             while payload := frames.receive():
                 heard.append(payload)
         else:
-            frames.send(challenges.get(timeout=10))
+            frames.send(challenges.get(timeout=2))
             answer = frames.receive()
             assert answer is not None
             answers.put(answer)
@@ -544,7 +544,7 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
 
     def call() -> None:
         with (
-            state_server.connect(server.address, key, timeout=3) as client,
+            state_server.connect(server.address, key, timeout=1.5) as client,
             pytest.raises(StateServerError) as caught,
         ):
             client.control("secret", "the argument of a call")
@@ -556,7 +556,7 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
         wait_until(lambda: challenges.qsize() == 1)
         threads.start(call)
         threads.join()
-    assert passed == [True], "the test's own attack did not get through the handshake"
+    assert passed[:1] == [True], "the attack itself did not get through the handshake"
     assert not heard, heard
     assert any(isinstance(error, Denied) for error in errors), errors
 

@@ -45,6 +45,7 @@ class Sides(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+    """Start one manager of each kind for this module."""
     folder = tmp_path_factory.mktemp("answers")
     with our_manager(folder / "ours") as manager, stock_manager(folder / "st") as stock:
         yield Sides(side_of(manager), stock)
@@ -54,6 +55,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
 
 
 def call_after_a_forked_child_died(side: Side) -> Any:
+    """Kill a forked child in the middle of its call, then call."""
     handle = side.get("Echo")
     handle.echo("warm")
     mark = side.mark("child-called")
@@ -80,6 +82,7 @@ def test_fork_a_dead_childs_answer_reaches_nobody(sides: Sides) -> None:
 
 
 def call_at_once_in_forked_children(side: Side) -> list[str]:
+    """Let four forked children call; return what each found."""
     handle = side.get("Echo")
     handle.echo("warm")
     readers = []
@@ -126,6 +129,7 @@ def test_fork_while_other_threads_are_calling(sides: Sides) -> None:
 
 
 def fork_among_threads(side: Side) -> list[str]:
+    """Fork while threads call; return what the children found."""
     handle = side.get("Echo")
     done = threading.Event()
 
@@ -162,6 +166,7 @@ class Interrupted(Exception):
 
 
 def call_after_a_signal_cut_one_short(side: Side) -> Any:
+    """Let a signal handler raise in mid-call, then call."""
     handle = side.get("Echo")
     handle.echo("warm")
 
@@ -314,6 +319,7 @@ def mute_server(folder: Path) -> Iterator[Side]:
 
 
 def connect_and_call(side: Side) -> str:
+    """Return how a first call ends."""
     try:
         if side.ours:
             side.connect().get("Echo", timeout=1.0).echo(1)
@@ -339,6 +345,7 @@ def test_mute_server_at_connect(tmp_path: Path) -> None:
 
 
 def leave_while_the_manager_is_frozen(side: Side) -> str:
+    """End the process while the manager stands still."""
     handle = side.get("Echo")
     handle.echo(1)
     os.kill(side.pid, signal.SIGSTOP)
@@ -346,6 +353,7 @@ def leave_while_the_manager_is_frozen(side: Side) -> str:
 
 
 def call_a_frozen_manager(side: Side) -> str:
+    """Return how a call ends while the manager stands still."""
     handle = side.get("Echo")
     handle.echo(1)
     if side.ours:
@@ -400,6 +408,7 @@ def test_frozen_manager_thaws(tmp_path: Path) -> None:
 
 
 def error_when_the_server_is_gone(side: Side) -> str:
+    """Return the whole text of a call's error."""
     handle = side.get("Echo")
     handle.echo(1)
     os.kill(side.pid, signal.SIGKILL)
@@ -485,6 +494,7 @@ def test_stale_handle_reaches_nobody_elses_object(sides: Sides) -> None:
 
 
 def send_a_handle_and_leave(side: Side, path: str) -> None:
+    """Write a handle to a file and end."""
     import multiprocessing
 
     multiprocessing.current_process().authkey = side.key
@@ -494,6 +504,7 @@ def send_a_handle_and_leave(side: Side, path: str) -> None:
 
 
 def receive_a_handle(side: Side, path: str) -> Any:
+    """Read a handle from a file and use it."""
     import multiprocessing
 
     multiprocessing.current_process().authkey = side.key
@@ -600,6 +611,7 @@ def test_nested_handles(sides: Sides) -> None:
 
 
 def use_handles_in_a_pool(side: Side) -> Any:
+    """Give handles to spawned workers."""
     import multiprocessing
 
     os.environ["STATE_SERVER_AUTHKEY"] = side.key.decode()
@@ -609,6 +621,7 @@ def use_handles_in_a_pool(side: Side) -> Any:
 
 
 def list_of(handle: Any) -> Any:
+    """Iterate over a handle, in a worker."""
     return sorted(handle)
 
 
@@ -664,6 +677,7 @@ def test_gevent(sides: Sides) -> None:
 
 
 def kill_greenlets_mid_call(side: Side) -> Any:
+    """Kill greenlets while they wait for their answers."""
     from gevent import monkey
 
     monkey.patch_all()
@@ -691,4 +705,3 @@ def test_managers_are_left_as_they_were(sides: Sides) -> None:
     with sides.ours.connect() as client:
         wait_until(lambda: client.status()["connections"] == 1)
         assert client.status()["pending"] == 0
-

@@ -55,6 +55,7 @@ PlainManager.register("Tally", Counter)
 
 
 def call_while_it_is_told_to_end(side: Side) -> Any:
+    """Return what a call gives during which SIGTERM comes."""
     mark = side.mark("running")
     found = []
     handle = side.get("Echo")
@@ -124,6 +125,7 @@ def test_new_calls_go_to_the_next_manager(tmp_path: Path) -> None:
 
 
 def take_and_be_killed(side: Side, mark: str) -> None:
+    """Ask for an item."""
     side.get("Store").take(mark)
 
 
@@ -237,6 +239,7 @@ class RogueServer(threading.Thread):
         self.attack = attack
 
     def run(self) -> None:
+        """Shake hands, say welcome, answer one call with the attack."""
         from state_server import wire
 
         peer, _ = self.listener.accept()
@@ -276,9 +279,11 @@ def test_a_server_runs_no_code_in_clients(tmp_path: Path) -> None:
     path = tmp_path / "client-broken-into"
     rogue = RogueServer(tmp_path, Attack(str(path)))
     rogue.start()
-    with state_server.connect(rogue.address, b"key", timeout=5) as client:
-        with pytest.raises(state_server.NotAllowed):
-            client.control("ping")
+    with (
+        state_server.connect(rogue.address, b"key", timeout=5) as client,
+        pytest.raises(state_server.NotAllowed),
+    ):
+        client.control("ping")
     rogue.listener.close()
     rogue.join(10)
     assert not path.exists()
@@ -384,13 +389,14 @@ def test_md5_can_be_switched_off(tmp_path: Path) -> None:
 
 def shut_down_over_the_wire(side: Side) -> bool:
     """Ask the server to shut down as a mere client; tell whether it still answers."""
-    with contextlib.suppress(Exception):
-        with StockConnection(side.address, authkey=side.key) as connection:
-            connection.send((None, "shutdown", (), {}))
-            connection.poll(5)
-    with contextlib.suppress(Exception):
-        with side.connect() as client:
-            client.stop_manager()
+    with (
+        contextlib.suppress(Exception),
+        StockConnection(side.address, authkey=side.key) as connection,
+    ):
+        connection.send((None, "shutdown", (), {}))
+        connection.poll(5)
+    with contextlib.suppress(Exception), side.connect() as client:
+        client.stop_manager()
     until = time.monotonic() + 2
     while is_alive(side.pid) and time.monotonic() < until:
         time.sleep(0.05)
@@ -415,6 +421,7 @@ def test_clients_cannot_stop_the_server(tmp_path: Path) -> None:
 
 
 def close_a_connected_client(side: Side) -> str:
+    """Close connected managers in both ways."""
     make: Callable[..., Any] = StateManager if side.ours else PlainManager
     manager = make(address=side.address, authkey=side.key)
     manager.connect()
@@ -462,7 +469,7 @@ def test_stale_socket(tmp_path: Path) -> None:
 
 
 def test_living_socket_is_left_alone(tmp_path: Path) -> None:
-    """A socket where somebody answers, or a file that is no socket, is never removed."""
+    """A socket where somebody answers, or a file that is none, is never removed."""
     with our_manager(tmp_path / "ours") as manager:
         said = start_and_fail(tmp_path / "second", "--address", manager.address)
         assert "in use" in said
@@ -476,7 +483,7 @@ def test_living_socket_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_second_manager_on_the_folder(tmp_path: Path) -> None:
-    """A second manager on the same folder is refused, naming the first one's process."""
+    """A second manager on a folder is refused, naming the first one's process."""
     with our_manager(tmp_path / "ours") as manager:
         said = start_and_fail(manager.folder)
         assert str(manager.pid) in said
@@ -498,6 +505,7 @@ def test_failed_start_gives_the_reason(tmp_path: Path) -> None:
 
 
 def start_in_a_bad_place(side: Side) -> str:
+    """Return how the start of a manager fails."""
     make: Callable[..., Any] = OurManager if side.ours else PlainManager
     manager = make(address="/nonexistent/manager.sock", authkey=b"key")
     try:
@@ -518,10 +526,10 @@ def test_long_path(tmp_path: Path) -> None:
 
 
 def has_ipv6() -> bool:
-    with contextlib.suppress(OSError):
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-            return True
+    """Tell whether this machine has an IPv6 loopback."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
     return False
 
 
@@ -559,6 +567,7 @@ def test_start_and_shutdown(tmp_path: Path, method: str) -> None:
 
 
 def live_and_end(side: Side, method: str) -> Any:
+    """Start a manager, use it, and end it."""
     import multiprocessing
 
     with OurManager(ctx=multiprocessing.get_context(method)) as manager:
@@ -573,6 +582,7 @@ def live_and_end(side: Side, method: str) -> Any:
 
 
 def start_and_leave(side: Side) -> Any:
+    """Start a manager and end without a word."""
     manager = OurManager()
     manager.start()
     manager.Tally().query()
@@ -582,6 +592,7 @@ def start_and_leave(side: Side) -> Any:
 
 
 def start_and_be_killed(side: Side) -> None:
+    """Start a manager and be killed."""
     make: Callable[..., Any] = OurManager if side.ours else PlainManager
     manager = make()
     manager.start()
@@ -694,7 +705,7 @@ def serve_in_this_process(side: Side) -> None:
 
 
 def test_serve_forever(tmp_path: Path) -> None:
-    """get_server().serve_forever() serves stock and own clients until it is told to end.
+    """get_server().serve_forever() serves both kinds of clients until it is told to end.
 
     A running call is finished then, and the socket file is gone.
     """
@@ -756,6 +767,7 @@ def test_daemonic_workers_can_use_a_manager(tmp_path: Path) -> None:
 
 
 def count_in_workers(side: Side, data_dir: str) -> list[int]:
+    """Count in workers of all start methods."""
     import multiprocessing
 
     os.environ["STATE_SERVER_DATA_DIR"] = data_dir
@@ -767,6 +779,7 @@ def count_in_workers(side: Side, data_dir: str) -> list[int]:
 
 
 def query_once(_: int) -> int:
+    """Count once, in a worker."""
     return state_server.connect().get("Counter").query()
 
 

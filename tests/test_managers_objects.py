@@ -40,6 +40,7 @@ class Sides(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+    """Start one manager of each kind for this module."""
     folder = tmp_path_factory.mktemp("objects")
     with our_manager(folder / "ours") as manager, stock_manager(folder / "st") as stock:
         yield Sides(side_of(manager), stock)
@@ -47,6 +48,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
 
 @pytest.fixture
 def client(sides: Sides) -> Iterator[state_server.Client]:
+    """Connect to our manager for one test."""
     with sides.ours.connect() as client:
         yield client
 
@@ -86,6 +88,7 @@ def test_methods_are_atomic(sides: Sides) -> None:
 
 
 def count_through_new_handles(side: Side) -> list[int]:
+    """Count through three handles made one after another."""
     name = "Counter" if side.ours else "NewCounter"
     return [side.get(name, "same").query() for _ in range(3)]
 
@@ -229,7 +232,7 @@ def collect_errors(side: Side, *methods: str) -> list[tuple[str, str]]:
 
 
 def test_traceback_of_the_server(sides: Sides) -> None:
-    """A method's error shows the line of the manager where it was raised, and is logged.
+    """A method's error shows the line where it was raised, and is logged.
 
     Otherwise the caller sees its own stack only and the server says nothing.
     """
@@ -330,7 +333,7 @@ def test_sys_exit_in_a_method(sides: Sides) -> None:
 
 
 def test_properties_do_not_run_by_themselves(sides: Sides) -> None:
-    """A property is computed when somebody asks for it, never to find out what it is."""
+    """A property is computed when somebody asks for it, never to find out more."""
     with sides.ours.connect() as client:
         room = client.get("Room", "quiet")
         assert room.title == "hall"
@@ -343,11 +346,13 @@ def test_properties_do_not_run_by_themselves(sides: Sides) -> None:
 
 
 def read_count_of_a_new_proxy(side: Side) -> int:
+    """Return how often a property ran before anybody asked."""
     handle = side.get("Room")
     return handle.reads()
 
 
 def use_as_a_container(side: Side) -> Any:
+    """Use every special method and property once."""
     room = side.get("Room", "container")
     room["c"] = 3
     del room["a"]
@@ -356,7 +361,7 @@ def use_as_a_container(side: Side) -> Any:
 
 
 def test_container_methods_and_properties(sides: Sides) -> None:
-    """len(), [], in, iteration, properties and generators work as the class has them."""
+    """len(), [], in, iteration, properties, generators work as the class has them."""
     ours, stock = run_both(sides, use_as_a_container)
     assert ours.value == (2, 3, False, ["b", "c"], "attic", ["b", "c"])
     assert stock.error, stock
@@ -406,6 +411,7 @@ def test_no_raw_fetch_for_stock_clients(tmp_path: Path) -> None:
 
 
 def fetch_as_a_stock_client(side: Side) -> list[str]:
+    """Try to get hold of the value as a stock client."""
     side.ours = False
     room = side.get("Room")
     assert len(room.words()) == 2
@@ -433,6 +439,7 @@ def test_returned_lists_are_copies(sides: Sides) -> None:
 
 
 def change_a_returned_list(side: Side) -> Any:
+    """Change what a method returned; return the state."""
     basket = side.get("Basket", "copies")
     basket.add("kept")
     basket.items().append("lost")
@@ -444,9 +451,9 @@ def change_a_returned_list(side: Side) -> Any:
 
 
 def make_objects_and_die(side: Side) -> None:
+    """Make handles, use them, and be killed."""
     handles = [
-        side.get("Basket" if side.ours else "NewBasket", "temporary")
-        for _ in range(20)
+        side.get("Basket" if side.ours else "NewBasket", "temporary") for _ in range(20)
     ]
     for handle in handles:
         handle.add("x")
@@ -472,4 +479,5 @@ def test_dead_clients_leave_nothing(sides: Sides) -> None:
 
 
 def count_stock_objects(side: Side) -> int:
+    """Return how many objects a stock server keeps."""
     return side.connect()._number_of_objects()

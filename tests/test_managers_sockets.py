@@ -27,8 +27,8 @@ import state_server
 from .processes import (
     Outcome,
     Side,
-    cpu_seconds,
     descriptor_count,
+    is_running,
     our_manager,
     run_bounded,
     side_of,
@@ -42,9 +42,7 @@ LOOPBACK = ("127.0.0.1", 0)
 
 
 @contextlib.contextmanager
-def both(
-    folder: Path, *options: str, tcp: bool = False
-) -> Iterator[tuple[Side, Side]]:
+def both(folder: Path, *options: str, tcp: bool = False) -> Iterator[tuple[Side, Side]]:
     """Run a manager of ours and one of the standard library."""
     options += ("--address", "tcp://127.0.0.1:0") if tcp else ()
     with (
@@ -64,6 +62,7 @@ def open_socket(side: Side) -> socket.socket:
 
 
 def close_all(peers: list[socket.socket]) -> None:
+    """Close all sockets."""
     for peer in peers:
         peer.close()
 
@@ -115,31 +114,36 @@ def test_idle_client_threads_cost_nothing(tmp_path: Path) -> None:
 
 def test_connections_of_one_client_are_bounded(tmp_path: Path) -> None:
     """Forty threads that call at once share the few connections a client may have."""
-    with our_manager(tmp_path / "ours") as manager:
-        with manager.client(connections_max=4) as client:
-            found: list[int] = []
-            threads = [
-                threading.Thread(
-                    target=lambda n=n: found.append(
-                        client.get("Echo", str(n)).echo_late(n, 0.02)
-                    )
+    with (
+        our_manager(tmp_path / "ours") as manager,
+        manager.client(connections_max=4) as client,
+    ):
+        found: list[int] = []
+        threads = [
+            threading.Thread(
+                target=lambda n=n: found.append(
+                    client.get("Echo", str(n)).echo_late(n, 0.02)
                 )
-                for n in range(40)
-            ]
-            for thread in threads:
-                thread.start()
-            most = 0
-            with manager.client() as watcher:
-                while any(thread.is_alive() for thread in threads):
-                    most = max(most, watcher.status()["connections"] - 1)
-            for thread in threads:
-                thread.join()
-            assert sorted(found) == list(range(40))
-            assert 1 <= most <= 4
+            )
+            for n in range(40)
+        ]
+        for thread in threads:
+            thread.start()
+        most = 0
+        with manager.client() as watcher:
+            while any(thread.is_alive() for thread in threads):
+                most = max(most, watcher.status()["connections"] - 1)
+        for thread in threads:
+            thread.join()
+        assert sorted(found) == list(range(40))
+        assert 1 <= most <= 4
 
 
 def starve_and_measure(side: Side) -> float:
-    """Leave no descriptor for new connections; return the processor's share used."""
+    """Leave no descriptor for new connections; return how often it wants to run.
+
+    Counted in looks at its threads: processor time would depend on who else runs.
+    """
     side.get("Echo").echo(1)
     used = descriptor_count(side.pid)
     limits = resource.prlimit(side.pid, resource.RLIMIT_NOFILE)
@@ -153,9 +157,12 @@ def starve_and_measure(side: Side) -> float:
         with contextlib.suppress(OSError):
             peer.connect(side.address)
         peers.append(peer)
-    before, started = cpu_seconds(side.pid), time.monotonic()
-    time.sleep(1.5)
-    share = (cpu_seconds(side.pid) - before) / (time.monotonic() - started)
+    looks = 100
+    wanted = 0
+    for _ in range(looks):
+        time.sleep(0.01)
+        wanted += is_running(side.pid)
+    share = wanted / looks
     close_all(peers)
     resource.prlimit(side.pid, resource.RLIMIT_NOFILE, limits)
     return share
@@ -171,18 +178,18 @@ def test_out_of_descriptors(tmp_path: Path) -> None:
         quiet = ours.connect()
         assert quiet.get("Echo").echo("before") == "before"
         share = run_bounded(ours, starve_and_measure)
-        assert share.value < 0.25, share
+        assert share.value < 0.3, share
         assert quiet.get("Echo").echo("same connection") == "same connection"
         quiet.close()
         with ours.connect() as fresh:
             assert fresh.get("Echo").echo("after") == "after"
         assert "descriptor" in (ours.folder / "manager.log").read_text()
         greedy = run_bounded(stock, starve_and_measure)
-        assert greedy.value > 2 * share.value, greedy
-        assert greedy.value > 0.2, greedy
+        assert greedy.value > 0.7, greedy
 
 
 def starve_of_threads(side: Side) -> str:
+    """Take the server's threads away for a while; call afterwards."""
     threads = side.get("Threads")
     threads.starve()
     with contextlib.suppress(Exception):
@@ -249,7 +256,7 @@ def test_too_many_silent_peers(tmp_path: Path) -> None:
 
 
 def test_too_many_connections(tmp_path: Path) -> None:
-    """Beyond the limit a client gets a clear refusal, and is served when there is room."""
+    """Beyond the limit a client gets a clear refusal, and is served later."""
     with our_manager(tmp_path / "ours", "--connections-max", "3") as manager:
         clients = [manager.client(timeout=20) for _ in range(3)]
         for client in clients:
@@ -308,7 +315,7 @@ def test_burst_of_connects(tmp_path: Path, tcp: bool) -> None:
 
 
 def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
-    """Two hundred new clients at the same instant are all answered, each number once."""
+    """Two hundred clients at the same instant are all answered, each number once."""
     with our_manager(tmp_path / "ours") as manager:
         barrier, numbers = threading.Barrier(200), []
 
@@ -416,6 +423,7 @@ class Relay:
 
 
 def make_and_drop_handles(side: Side, how_many: int) -> None:
+    """Make handles and let them go; call once."""
     import gc
 
     client = side.connect()
@@ -528,7 +536,7 @@ def test_result_above_the_limit(tmp_path: Path) -> None:
         manager.client(timeout=20) as client,
     ):
         echo = client.get("Echo")
-        with pytest.raises(state_server.StateServerError, match="100,?000|limit"):
+        with pytest.raises(state_server.StateServerError, match=r"100,?000"):
             echo.big(300_000)
         assert echo.size(b"abc") == 3
 
@@ -546,6 +554,7 @@ def allocation_for_a_promise(side: Side) -> int:
 
 
 def resident_bytes(pid: int) -> int:
+    """Return the memory that a process holds."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 

@@ -102,6 +102,7 @@ def _runs(path: str, version: str) -> bool:
 def manager(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ManagerProcess]:
+    """Start a manager on a Unix socket, then one on TCP."""
     folder = tmp_path_factory.mktemp("stock-clients")
     options = ("--address", "tcp://127.0.0.1:0") if request.param == "tcp" else ()
     with our_manager(folder / "ours", *options) as manager:
@@ -171,7 +172,7 @@ def test_stock_client(manager: ManagerProcess, version: str) -> None:
 
 
 def test_stock_and_own_clients_count_together(manager: ManagerProcess) -> None:
-    """Stock clients of all versions and ours count at once: none skipped, none twice."""
+    """Stock clients of all versions and ours count at once, each number once."""
     with manager.client() as client:
         counter = client.get("Counter")
         before = counter.peek()
