@@ -24,9 +24,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import codec
+from state_server import codec, small_frames
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 from state_server.messages import Reference
+from state_server.walk import checked_walk
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
@@ -309,22 +310,22 @@ small = st.recursive(
 def test_the_quick_path_agrees_with_the_walk(value: Any) -> None:
     """Every frame that is known whole also passes the walk, and without names."""
     data = pickle.dumps(value, 4)
-    assert not codec._checked_walk(data, codec.DEFAULT_LIMITS).names_used
+    assert not checked_walk(data, codec.DEFAULT_LIMITS).names_used
     assert data == codec.encode(value)
 
 
 @pytest.mark.parametrize("size", range(40))
 def test_text_of_every_small_length_is_read(size: int) -> None:
     """Text and bytes of any length come back, on both sides of the quick path."""
-    value = (("x" * size, b"y" * size), {})
+    value: tuple[Any, Any] = (("x" * size, b"y" * size), {})
     assert value == codec.decode(codec.encode(value))
 
 
 @pytest.mark.parametrize("value", [((), {}), ((5,), {}), (("a",), {"b": 1}), 5, "x"])
 def test_the_usual_small_calls_take_the_quick_path(value: Any) -> None:
     """The bodies of the commonest calls and replies need no walk."""
-    assert codec._is_tiny(codec.encode(value), codec.DEFAULT_LIMITS)
-    assert codec._is_small(value) or type(value) is tuple
+    assert small_frames.is_tiny(codec.encode(value), codec.DEFAULT_LIMITS)
+    assert small_frames.is_small(value) or type(value) is tuple
 
 
 def test_runs_of_numbers_are_counted_exactly() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from state_server import codec
+from state_server import codec, walk
 from state_server.errors import NotAllowed, TooLarge
 
 from .test_codec import ERRORS, VALUES, Bag, Point
@@ -523,7 +523,7 @@ def test_random_bytes_raise_only_our_errors(data: bytes) -> None:
 
 def test_random_opcodes_raise_only_our_errors() -> None:
     """Opcodes that we know, in any order, give a value or one of two errors."""
-    pieces = [*codec._KNOWN_STEPS, text("x"), name("uuid", "UUID"), POINT, b"K\x01",
+    pieces = [*walk._KNOWN_STEPS, text("x"), name("uuid", "UUID"), POINT, b"K\x01",
               name("builtins", "getattr"), name("zoneinfo", "ZoneInfo"), TOKEN,
               name("builtins", "ValueError"), name("collections", "deque")]  # fmt: skip
     source = random.Random(7)
@@ -554,10 +554,10 @@ def test_damaged_frames_raise_only_our_errors() -> None:
 
 WATCHER = """
 import pickle, resource, sys, time
-from state_server import codec
+from state_server import codec, constructors
 from state_server.errors import NotAllowed, TooLarge
 
-codec._known_zones()
+constructors._known_zones()
 frames = pickle.load(sys.stdin.buffer)
 seen = []
 inside = False
@@ -603,4 +603,5 @@ def test_hostile_frames_touch_nothing_and_take_bounded_memory() -> None:
     values, refused, grown_mib = map(int, counts.split())
     assert (values, refused) == (0, len(HOSTILE))
     assert events == []
-    assert grown_mib < 1200
+    # The most is taken by two million open lists; on 3.10 they are largest.
+    assert grown_mib < 650

@@ -56,7 +56,7 @@ def nothing_leaves_before_its_commit() -> None:
         waiting.append(desk.start("Count.add"))
         early = [connection.replies for connection in waiting if connection.payloads]
         desk.store.release()
-        assert not early, early
+        assert not early, f"answered early: {early}"
         answers = [connection.wait() for connection in waiting]
         assert [shown(a) for a in answers if code(a) in ("", "Raised")] == [
             *(2, 2, 2, 2, 2),
@@ -88,7 +88,7 @@ def test_without_the_output_gate_replies_leave_early(
         return payload, None
 
     monkeypatch.setattr(Host, "_gate", open_gate)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="answered early"):
         nothing_leaves_before_its_commit()
 
 
@@ -437,6 +437,7 @@ def a_failed_call_leaves_the_object_as_it_was(*, durable: bool) -> None:
         assert desk.ask("Count.add") == 1
         assert code_of(desk.ask("Count.fail")) == "Raised"
         assert code_of(desk.ask("Count.leak")) == "NotAllowed"
+        assert desk.ask("Count.get") == 1, "it was changed"
         assert code_of(desk.ask("Count.grow", 3000)) == "TooLarge"
         assert desk.ask("Count.get") == 1
         assert desk.ask("Count.add") == 2
@@ -451,7 +452,7 @@ def test_a_failed_call_leaves_the_object_as_it_was(*, durable: bool) -> None:
 def test_without_rollback_a_failed_call_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above has teeth: it fails when nothing is put back."""
     monkeypatch.setattr(StateKeeper, "undo", lambda self, **_: None)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="it was changed"):
         a_failed_call_leaves_the_object_as_it_was(durable=True)
 
 

@@ -93,7 +93,8 @@ def test_a_long_method_delays_only_its_own_object(
             threads.join()
         assert prober.worst < OTHERS_MAX_S
         assert len(prober.seconds) > 50
-    assert [answer for answer, _ in ends] == [result, "fine"]
+    # Both replies leave at once; which thread wakes first is the system's choice.
+    assert {answer for answer, _ in ends} == {result, "fine"}
     assert all(seconds > 1.9 for _, seconds in ends)
 
 
@@ -161,7 +162,7 @@ def test_sleeping_methods_at_the_thread_cap_do_not_deadlock(
         for turn in range(2):
             for place in range(sleepers):
                 handle = client.get("Rough", f"sleeper-{place}")
-                threads.start(lambda handle=handle: ends.append(handle.sleep(0.7)))
+                threads.start(lambda handle=handle: ends.append(handle.sleep(0.4)))
             wait_until(lambda: other.status()["pending"] >= min(sleepers, 3))
             for number in range(20):
                 began = time.monotonic()

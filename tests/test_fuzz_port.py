@@ -309,7 +309,7 @@ def long_of(size: int) -> bytes:
 
 
 def shared_tuples(levels: int) -> bytes:
-    """Return a tuple of twice the tuple below, and so on: two to the power of levels."""
+    """Return a tuple of twice the tuple below, and so on, ``levels`` times."""
     data = b")\x94"
     for level in range(levels):
         data += b"h" + bytes((level,)) + b"\x86\x94"

@@ -109,7 +109,7 @@ def test_new_calls_go_to_the_next_manager(tmp_path: Path) -> None:
         mark = str(tmp_path / "running")
         echo, counter = client.get("Echo"), client.get("Counter")
         assert counter.query() == 1
-        late = threading.Thread(target=lambda: echo.echo_late(1, 1.0, mark))
+        late = threading.Thread(target=lambda: echo.echo_late(1, 2.0, mark))
         late.start()
         wait_until(lambda: os.path.exists(mark))
         assert manager.process is not None
@@ -705,7 +705,7 @@ def serve_in_this_process(side: Side) -> None:
 
 
 def test_serve_forever(tmp_path: Path) -> None:
-    """get_server().serve_forever() serves both kinds of clients until it is told to end.
+    """get_server().serve_forever() serves both kinds of clients until told to end.
 
     A running call is finished then, and the socket file is gone.
     """

@@ -1,0 +1,56 @@
+"""What a name in a frame may stand for: the form of an entry, and its words.
+
+Who fills entries in is told elsewhere: ``constructors`` for the standard types,
+``own_classes`` for the user's. Bytes, pickle and limits may not enter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+#: What an instance takes after it was made.
+NOTHING, ITEMS, PAIRS, MEMBERS = "nothing", "items", "pairs", "members"
+#: Whether an instance takes a state after it was made.
+NEVER, MAY, MUST = "never", "may", "must"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a name in a frame stands for."""
+
+    #: What the C unpickler gets for the name.
+    make: Any
+    #: It may be called with a tuple of arguments (REDUCE).
+    call: bool = False
+    #: It is a class whose bare instances may be made (NEWOBJ).
+    new: bool = False
+    #: What its instances take afterwards: nothing, items or pairs.
+    grows: str = NOTHING
+    #: Whether its instances take a state (BUILD).
+    state: str = NEVER
+    #: Its instances take any state, because they check it themselves.
+    own_state: bool = False
+    #: What it is for others when it is an argument; empty: never one.
+    role: str = ""
+    #: The roles its own arguments may have, by position.
+    takes: tuple[str, ...] = ()
+    #: It may only be called without arguments.
+    bare: bool = False
+    #: It is a value itself, not a function.
+    value: bool = False
+    #: It runs through its arguments, so they must be containers that were counted.
+    iterates: bool = False
+    #: It is called with the unpickler first.
+    bound: bool = False
+
+    def shown(self) -> str:
+        """Name it in an error."""
+        if isinstance(self.make, type):
+            return full_name(self.make)
+        return str(self.make.__name__).lstrip("_")
+
+
+def full_name(cls: type) -> str:
+    """Return the module and name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"

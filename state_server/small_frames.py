@@ -1,0 +1,83 @@
+"""Small frames: one regular expression knows them whole, so that they need no walk.
+
+Most calls and replies are small. This room only tells which values and frames are;
+it neither writes nor reads them. Pickle, names and the walk may not enter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .measures import DEFAULT_LIMITS, FLAT_SIZE, ValueLimits
+
+_TINY_BYTES = 512
+ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+
+
+def is_small(value: Any) -> bool:
+    """Tell whether the value is an atom, or a few atoms in tuples and dicts."""
+    kind = type(value)
+    if kind in ATOMS:
+        return True
+    if kind is not tuple or len(value) > 4:
+        return False
+    for part in value:
+        kind = type(part)
+        if kind not in ATOMS and not (
+            (kind is tuple and len(part) <= 4 and ATOMS.issuperset(map(type, part)))
+            or (kind is dict and not part)
+        ):
+            return False
+    return True
+
+
+def _tiny_pattern() -> bytes:
+    """Spell the grammar of small frames: scalars in at most two levels of containers.
+
+    Every match is a complete, well-formed pickle without names and without memo
+    references, so it needs no walk. Text of up to 32 bytes is spelled out by length,
+    because a regular expression cannot count.
+    """
+    counted = b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(33))
+    scalar = (
+        b"(?:[N\x88\x89]|K.|M..|J.{4}|G.{8}"
+        b"|\x8a(?:\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
+        b"|[\x8cC](?:%s)\x94?)" % counted
+    )
+    flat = (
+        b"(?:S(?:\x85\x94|S(?:\x86\x94|S\x87\x94))?|\\)|\\(S{4,}t\x94"
+        b"|\\]\x94(?:Sa|\\(S+e)?|\\}\x94(?:SSs|\\((?:SS)+u)?)"
+    ).replace(b"S", scalar)
+    frame = (
+        b"\x80[\x02-\x05](?:\x95.{8})?"
+        b"(?:B(?:|\x85\x94|B(?:\x86\x94|B\x87\x94))|\\(B{4,}t\x94)\\."
+    )
+    return frame.replace(b"B", flat)
+
+
+def _match_first(data: bytes) -> object:
+    """Compile the grammar, which takes long, when the first small frame is there.
+
+    From then on the name stands for the matcher itself: the quick path pays nothing.
+    """
+    global _match_tiny
+    _match_tiny = re.compile(_tiny_pattern(), re.DOTALL).fullmatch
+    return _match_tiny(data)
+
+
+_match_tiny: Callable[[bytes], object] = _match_first
+
+
+def is_tiny(data: bytes, limits: ValueLimits) -> bool:
+    """Tell whether a frame is small and known whole, so that it needs no walk."""
+    if len(data) > _TINY_BYTES or _match_tiny(data) is None:
+        return False
+    # No small frame reaches the usual limits; unusually tight ones want the walk.
+    return limits is DEFAULT_LIMITS or (
+        limits.nodes_max >= _TINY_BYTES
+        and limits.depth_max >= 2
+        and limits.expanded_bytes_max >= _TINY_BYTES * FLAT_SIZE
+        and limits.digits_max >= 20
+    )
