@@ -18,6 +18,7 @@ environment may not enter.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pathlib
 import pickle
@@ -50,6 +51,8 @@ T = TypeVar("T")
 
 #: What every stock client from 3.10 to 3.13 reads and writes.
 _PROTOCOL = 4
+#: What the picklers write as a bare instance (NEWOBJ).
+_NEW_OBJECT: Callable[..., object] = copyreg.__newobj__  # type: ignore[attr-defined]
 _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
 
 
@@ -147,6 +150,7 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, _PROTOCOL)
         self.limits = limits
         self.range_items = 0
+        self.new_object = _NEW_OBJECT
 
     def reducer_override(self, value: object) -> Any:
         """Check the type, then say how the value is spelled."""
@@ -171,6 +175,7 @@ class _PlainPickler(pickle._Pickler):
         super().__init__(file, _PROTOCOL)
         self.limits = limits
         self.range_items = 0
+        self.new_object = _NEW_OBJECT
 
     def reducer_override(self, value: object) -> Any:
         """Check the type, then say how the value is spelled."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from . import poller as polling
 from . import wire
 from .conversation import Conversation, Manners
-from .host import Form, Ticket
+from .tickets import Form, Ticket
 
 
 class Owner(Protocol):

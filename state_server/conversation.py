@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from . import codec, failures, stock, wire
 from .errors import Denied, NotAllowed, StateServerError
-from .host import Form, Host, arguments_of
+from .host import Host
 from .messages import Call, Lane
+from .tickets import Form
+from .turns import arguments_of
 
 
 class Answer(NamedTuple):

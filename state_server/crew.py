@@ -22,8 +22,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .host import Host, Resident
+from .host import Host
 from .limits import Edge
+from .tickets import Resident
 
 log = logging.getLogger("state_server.crew")
 

@@ -97,6 +97,7 @@ class JournalKeeper:
         "_generation",
         "_image_bytes",
         "_name",
+        "_newborn",
         "_saved",
         "_shared",
         "instance",
@@ -120,6 +121,8 @@ class JournalKeeper:
         self._image_bytes = 0
         self._generation = 0
         self._saved = False
+        #: The image of an object that is not on disk yet.
+        self._newborn = b""
         self.instance: Any = None
 
     def begin(self) -> None:
@@ -131,6 +134,7 @@ class JournalKeeper:
         stored = self._committer.load(self._name)
         if stored is None:
             self.instance = self._shared.build()
+            self._newborn = image.dump(self.instance, self._shared.transient)
             self._saved = False
             self._generation = 0
             return
@@ -166,7 +170,15 @@ class JournalKeeper:
         fresh = image.dump(self.instance, self._shared.transient)
         cls = type(self.instance)
         self.instance = image.rebuild(fresh, cls, self._shared.transient, None)
+        return self._written(fresh)
+
+    def first(self) -> Change | None:
+        """Return the image of an object that was built and is not on disk yet."""
+        return None if self._saved else self._written(self._newborn)
+
+    def _written(self, fresh: bytes) -> Change:
         self._saved = True
+        self._newborn = b""
         self._generation += 1
         self._image_bytes = len(fresh)
         self._entries = self._entry_bytes = 0

@@ -47,6 +47,12 @@ class Keeper(Protocol):
         Raises an error of the family when the state cannot be kept.
         """
 
+    def first(self) -> Change | None:
+        """Return what puts a new object on disk, when its first call has failed.
+
+        The error that its caller gets may show how it is built.
+        """
+
     def undo(self, *, readonly: bool) -> None:
         """Put the object back to what it was before the call."""
 
@@ -76,6 +82,10 @@ class MemoryKeeper:
         """Return nothing: nothing is kept."""
         return None
 
+    def first(self) -> Change | None:
+        """Return nothing: nothing is kept."""
+        return None
+
     def undo(self, *, readonly: bool) -> None:
         """Do nothing."""
 
@@ -94,6 +104,7 @@ class StateKeeper:
     """
 
     __slots__ = (
+        "_checked",
         "_committer",
         "_generation",
         "_image",
@@ -122,10 +133,18 @@ class StateKeeper:
         self._generation = 0
         self._saved = False
         self._warned = False
+        self._checked = False
         self.instance: Any = None
 
     def bring(self) -> None:
         """Load the object, or build it when there is none on disk."""
+        transient = self._shared.transient
+        if self._committer is None and self._image and self._shared.cls is not None:
+            # Nothing is on disk; the image is all there is of it.
+            self.instance = image.rebuild(
+                self._image, self._shared.cls, transient, None
+            )
+            return
         stored = None if self._committer is None else self._committer.load(self._name)
         if stored is None:
             instance = self._shared.build()
@@ -133,7 +152,7 @@ class StateKeeper:
         else:
             instance = loaded(self._name, self._shared, stored)
             self._generation = stored.generation
-        self._image = image.dump(instance, self._shared.transient)
+        self._image = image.dump(instance, transient)
         # A new version of the class is written with the next change, not at once:
         # loading must stay cheap.
         self._saved = stored is not None
@@ -156,6 +175,8 @@ class StateKeeper:
         if same and self._saved:
             return None
         self._check_size(len(fresh))
+        if self._limits.development or not self._checked:
+            self._check_loads(fresh)
         return self._next(fresh)
 
     def first(self) -> Change | None:
@@ -185,9 +206,23 @@ class StateKeeper:
             )
 
     def drop(self) -> None:
-        """Let go of the object; the next call starts from what is on disk."""
+        """Let go of the object; the next call starts from what is kept of it."""
         self.instance = None
-        self._image = b""
+        if self._committer is not None:
+            self._image = b""
+
+    def _check_loads(self, fresh: bytes) -> None:
+        """Make sure that an image can be read back: the first one, to be cheap."""
+        cls = type(self.instance)
+        try:
+            image.rebuild(fresh, cls, self._shared.transient, None)
+        except Exception as error:
+            # The class's own code. On disk it could never be loaded again.
+            raise Unkeepable(
+                f"The state of {'/'.join(self._name)} can be pickled, but not brought "
+                f"back: {type(error).__name__}: {error}. The call was undone."
+            ) from error
+        self._checked = True
 
     def _check_size(self, size: int) -> None:
         name = "/".join(self._name)

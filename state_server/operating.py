@@ -31,8 +31,8 @@ from zoneinfo import ZoneInfo
 
 from . import image, journal
 from .errors import ConfigError, StoreError, Unloadable
-from .host import KEY_LENGTH_MAX
 from .keeping import loaded
+from .residents import KEY_LENGTH_MAX
 from .service import DataDirLock
 from .settings import make_private_folder
 from .sharing import Catalogue, checked_name

@@ -24,12 +24,13 @@ from . import wire
 from .conversation import Manners
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
-from .host import Host, HostLimits
+from .host import Host
 from .keeping import KeepingLimits
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
 from .store import SqliteStore
+from .tickets import HostLimits
 from .version import VERSION
 
 log = logging.getLogger("state_server.service")

@@ -1,12 +1,11 @@
 """How the encoder writes each type, and which types it refuses.
 
-Every answer is of the form that ``reducer_override`` gives. A pickler, bytes and the
-way back (see ``constructors``) may not enter.
+Every answer is of the form that ``reducer_override`` gives. Pickle itself, bytes and
+the way back (see ``constructors``) may not enter.
 """
 
 from __future__ import annotations
 
-import copyreg
 import ipaddress
 import zoneinfo
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
@@ -15,7 +14,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from .constructors import ADDRESSES, PATHS, builtin_error, zone_key
@@ -37,7 +36,14 @@ class Foreign(Exception):
         self.value = value
 
 
-def spelling(writer: RangeCounter, value: Any) -> Any:
+class Writer(RangeCounter, Protocol):
+    """One writing of a value, as far as the spellings need to know of it."""
+
+    #: What pickle takes for the making of a bare instance.
+    new_object: Callable[..., object]
+
+
+def spelling(writer: Writer, value: Any) -> Any:
     """Return how a value is spelled, ``NotImplemented`` for pickle's own way."""
     kind = type(value)
     spell = _SPELLINGS.get(kind)
@@ -45,7 +51,7 @@ def spelling(writer: RangeCounter, value: Any) -> Any:
         return spell(writer, value)
     entry = allowed_types.get(kind)
     if entry is not None:
-        return _spell_allowed(value)
+        return _spell_allowed(writer, value)
     if issubclass(kind, type):
         return _spell_class(value)
     if kind.__module__ == "builtins" and builtin_error(kind.__name__) is kind:
@@ -56,7 +62,7 @@ def spelling(writer: RangeCounter, value: Any) -> Any:
     raise Foreign(value)
 
 
-def _spell_allowed(value: Any) -> Any:
+def _spell_allowed(writer: Writer, value: Any) -> Any:
     """Spell a value of one of the user's own classes."""
     cls = type(value)
     if isinstance(value, Enum):
@@ -66,7 +72,7 @@ def _spell_allowed(value: Any) -> Any:
         # The stock spelling calls the class with ``args``, which need not be what its
         # own __init__ takes; rebuilding from args and attributes always fits.
         state = value.__dict__ or None
-        return copyreg.__newobj__, (cls, *value.args), state  # type: ignore[attr-defined]
+        return writer.new_object, (cls, *value.args), state
     return NotImplemented
 
 

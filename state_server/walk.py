@@ -5,14 +5,12 @@ what pickle would build, its nesting, its number of values and its size, with sh
 parts counted each time they appear. It lets through only what picklers emit for our
 types.
 
-Of pickle this room knows what the opcodes are called. A pickler, an unpickler and
-values themselves may not enter.
+The opcodes stand here as bytes. Pickle itself and values may not enter.
 """
 
 from __future__ import annotations
 
 import itertools
-import pickle
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -251,7 +249,7 @@ _Step = Callable[[_Walk, int], int]
 def _refuse(walk: _Walk, position: int) -> int:
     """Refuse an opcode that no pickler writes for our types."""
     opcode = walk.data[position - 1]
-    name = _OPCODE_NAMES.get(opcode, "unknown")
+    name = _REFUSED_NAMES.get(bytes([opcode]), "unknown")
     hint = "; it may hold a tuple that holds itself" if opcode in b"01" else ""
     raise NotAllowed(f"The frame uses the opcode {name} (0x{opcode:02x}){hint}.")
 
@@ -352,7 +350,7 @@ def _mark(walk: _Walk, position: int) -> int:
     end, count = _numbers(walk, position)
     if not count or walk.data[end] not in _GROUP_ENDS:
         return position
-    if walk.data[end] == pickle.SETITEMS[0] and count % 2:
+    if walk.data[end] == _SETITEMS and count % 2:
         raise NotAllowed("The frame has a key without a value.")
     node = _Node(_RUN)
     node.count = count
@@ -369,10 +367,11 @@ _NUMBER = (
 _NUMBERS = re.compile(rb"(?:%s){1,4096}" % _NUMBER, re.DOTALL)
 _ONE_NUMBER = re.compile(_NUMBER, re.DOTALL)
 _NUMBER_WIDTHS = {b"K": 2, b"M": 3, b"J": 5, b"G": 9, b"N": 1, b"\x88": 1, b"\x89": 1}
-_NUMBER_OPCODES = b"".join((*_NUMBER_WIDTHS, pickle.LONG1))
-_GROUP_ENDS = b"".join(
-    (pickle.APPENDS, pickle.TUPLE, pickle.SETITEMS, pickle.ADDITEMS, pickle.FROZENSET)
-)
+_LONG1, _FRAME = b"\x8a", b"\x95"
+_NUMBER_OPCODES = b"".join((*_NUMBER_WIDTHS, _LONG1))
+_SETITEMS = 0x75
+#: APPENDS, TUPLE, SETITEMS, ADDITEMS, FROZENSET.
+_GROUP_ENDS = b"etu\x90\x91"
 
 
 def _numbers(walk: _Walk, start: int) -> tuple[int, int]:
@@ -385,10 +384,10 @@ def _numbers(walk: _Walk, start: int) -> tuple[int, int]:
     while True:
         opcode = data[end : end + 1]
         width = _NUMBER_WIDTHS.get(opcode)
-        if width is None and opcode == pickle.FRAME and count:
+        if width is None and opcode == _FRAME and count:
             # Picklers begin a new frame every 64 KiB, also in the middle of a group.
             end = _frame(walk, end + 1)
-        elif width is None and opcode != pickle.LONG1:
+        elif width is None and opcode != _LONG1:
             return end, count
         elif width is not None:
             opcodes = data[end : end + width * reach : width]
@@ -401,7 +400,7 @@ def _numbers(walk: _Walk, start: int) -> tuple[int, int]:
             if match is not None:
                 end = match.end()
                 count += len(_ONE_NUMBER.findall(match[0]))
-            elif opcode == pickle.LONG1:
+            elif opcode == _LONG1:
                 return end, count
 
 
@@ -648,52 +647,76 @@ def _empty_tuple(walk: _Walk, position: int) -> int:
 
 
 _KNOWN_STEPS: dict[bytes, _Step] = {
-    pickle.FRAME: _frame,
-    pickle.STOP: _stop,
-    pickle.NONE: _scalar(0),
-    pickle.NEWTRUE: _scalar(0),
-    pickle.NEWFALSE: _scalar(0),
-    pickle.BININT: _scalar(4),
-    pickle.BININT1: _scalar(1),
-    pickle.BININT2: _scalar(2),
-    pickle.BINFLOAT: _scalar(8),
-    pickle.LONG1: _long(1),
-    pickle.LONG4: _long(4),
-    pickle.SHORT_BINUNICODE: _text(1),
-    pickle.BINUNICODE: _text(4),
-    pickle.BINUNICODE8: _text(8),
-    pickle.SHORT_BINBYTES: _binary(1),
-    pickle.BINBYTES: _binary(4),
-    pickle.BINBYTES8: _binary(8),
-    pickle.BYTEARRAY8: _binary(8),
-    pickle.EMPTY_LIST: _container(_OTHER, ITEMS),
-    pickle.EMPTY_DICT: _container(_DICT, PAIRS),
-    pickle.EMPTY_SET: _container(_OTHER, MEMBERS, _SET_SIZE),
-    pickle.EMPTY_TUPLE: _empty_tuple,
-    pickle.MARK: _mark,
-    pickle.APPEND: _append,
-    pickle.APPENDS: _appends,
-    pickle.ADDITEMS: _add_items,
-    pickle.SETITEM: _set_item,
-    pickle.SETITEMS: _set_items,
-    pickle.TUPLE: _tuple,
-    pickle.TUPLE1: _tuple_1_to_3(1),
-    pickle.TUPLE2: _tuple_1_to_3(2),
-    pickle.TUPLE3: _tuple_1_to_3(3),
-    pickle.FROZENSET: _frozenset,
-    pickle.BINPUT: _put(1),
-    pickle.LONG_BINPUT: _put(4),
-    pickle.BINGET: _get(1),
-    pickle.LONG_BINGET: _get(4),
-    pickle.STACK_GLOBAL: _stack_global,
-    pickle.REDUCE: _call,
-    pickle.NEWOBJ: _new,
-    pickle.NEWOBJ_EX: _new_with_names,
-    pickle.BUILD: _build,
+    b"\x95": _frame,  # FRAME
+    b".": _stop,  # STOP
+    b"N": _scalar(0),  # NONE
+    b"\x88": _scalar(0),  # NEWTRUE
+    b"\x89": _scalar(0),  # NEWFALSE
+    b"J": _scalar(4),  # BININT
+    b"K": _scalar(1),  # BININT1
+    b"M": _scalar(2),  # BININT2
+    b"G": _scalar(8),  # BINFLOAT
+    b"\x8a": _long(1),  # LONG1
+    b"\x8b": _long(4),  # LONG4
+    b"\x8c": _text(1),  # SHORT_BINUNICODE
+    b"X": _text(4),  # BINUNICODE
+    b"\x8d": _text(8),  # BINUNICODE8
+    b"C": _binary(1),  # SHORT_BINBYTES
+    b"B": _binary(4),  # BINBYTES
+    b"\x8e": _binary(8),  # BINBYTES8
+    b"\x96": _binary(8),  # BYTEARRAY8
+    b"]": _container(_OTHER, ITEMS),  # EMPTY_LIST
+    b"}": _container(_DICT, PAIRS),  # EMPTY_DICT
+    b"\x8f": _container(_OTHER, MEMBERS, _SET_SIZE),  # EMPTY_SET
+    b")": _empty_tuple,  # EMPTY_TUPLE
+    b"(": _mark,  # MARK
+    b"a": _append,  # APPEND
+    b"e": _appends,  # APPENDS
+    b"\x90": _add_items,  # ADDITEMS
+    b"s": _set_item,  # SETITEM
+    b"u": _set_items,  # SETITEMS
+    b"t": _tuple,  # TUPLE
+    b"\x85": _tuple_1_to_3(1),  # TUPLE1
+    b"\x86": _tuple_1_to_3(2),  # TUPLE2
+    b"\x87": _tuple_1_to_3(3),  # TUPLE3
+    b"\x91": _frozenset,  # FROZENSET
+    b"q": _put(1),  # BINPUT
+    b"r": _put(4),  # LONG_BINPUT
+    b"h": _get(1),  # BINGET
+    b"j": _get(4),  # LONG_BINGET
+    b"\x93": _stack_global,  # STACK_GLOBAL
+    b"R": _call,  # REDUCE
+    b"\x81": _new,  # NEWOBJ
+    b"\x92": _new_with_names,  # NEWOBJ_EX
+    b"b": _build,  # BUILD
 }
 _STEPS: list[_Step] = [_KNOWN_STEPS.get(bytes([i]), _refuse) for i in range(256)]
-_OPCODE_NAMES = {
-    code[0]: name
-    for name, code in vars(pickle).items()
-    if name.isupper() and isinstance(code, bytes) and len(code) == 1
+#: What pickle calls the opcodes that are refused.
+_REFUSED_NAMES = {
+    b"0": "POP",
+    b"1": "POP_MARK",
+    b"2": "DUP",
+    b"F": "FLOAT",
+    b"I": "INT",
+    b"L": "LONG",
+    b"P": "PERSID",
+    b"Q": "BINPERSID",
+    b"S": "STRING",
+    b"T": "BINSTRING",
+    b"U": "SHORT_BINSTRING",
+    b"V": "UNICODE",
+    b"c": "GLOBAL",
+    b"d": "DICT",
+    b"g": "GET",
+    b"i": "INST",
+    b"l": "LIST",
+    b"o": "OBJ",
+    b"p": "PUT",
+    b"\x80": "PROTO",
+    b"\x82": "EXT1",
+    b"\x83": "EXT2",
+    b"\x84": "EXT4",
+    b"\x94": "MEMOIZE",
+    b"\x97": "NEXT_BUFFER",
+    b"\x98": "READONLY_BUFFER",
 }

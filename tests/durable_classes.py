@@ -15,10 +15,11 @@ from state_server.commits import (
     ReplyRecord,
     Stored,
 )
-from state_server.host import Host, HostLimits, Resident
+from state_server.host import Host
 from state_server.keeping import KeepingLimits
 from state_server.messages import Lane
 from state_server.sharing import Catalogue, SharedClass, describe_class, readonly
+from state_server.tickets import HostLimits, Resident
 
 from .fakes import PATIENCE_S, FakeClock, FakeConnection, heard, lane_of, make_call
 
@@ -157,6 +158,10 @@ class DurableDesk:
             clock=self.clock,
             wall_clock=self.clock,
         )
+
+    def resident(self, class_name: str, key: str) -> Resident:
+        """Return an object that is in memory."""
+        return next(r for r in self.host._residents if r.key == (class_name, key))
 
     def __enter__(self) -> DurableDesk:
         """Start the writer thread."""

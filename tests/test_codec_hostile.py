@@ -521,6 +521,17 @@ def test_random_bytes_raise_only_our_errors(data: bytes) -> None:
     attempt(b"\x80\x04" + data + b".")
 
 
+def test_opcodes_are_called_as_in_the_standard_library() -> None:
+    """Every opcode of pickle is either known or refused by its name."""
+    refused = {
+        code: name
+        for name, code in vars(pickle).items()
+        if name.isupper() and isinstance(code, bytes) and len(code) == 1
+        if code not in walk._KNOWN_STEPS
+    }
+    assert refused == walk._REFUSED_NAMES
+
+
 def test_random_opcodes_raise_only_our_errors() -> None:
     """Opcodes that we know, in any order, give a value or one of two errors."""
     pieces = [*walk._KNOWN_STEPS, text("x"), name("uuid", "UUID"), POINT, b"K\x01",

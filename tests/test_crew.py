@@ -674,6 +674,7 @@ class RaceEvent:
     """The monitor's event, with a turn that begins at the worst moment."""
 
     def __init__(self) -> None:
+        self.before_clear: Callable[[], None] | None = None
         self.before_wait: Callable[[], None] | None = None
         self.after_clear: Callable[[], None] | None = None
         self.waited = 0
@@ -689,6 +690,9 @@ class RaceEvent:
 
     def clear(self) -> None:
         """Let the monitor rest, unless a turn begins right now."""
+        hook, self.before_clear = self.before_clear, None
+        if hook is not None:
+            hook()
         self._set = False
         hook, self.after_clear = self.after_clear, None
         if hook is not None:
@@ -703,7 +707,7 @@ class RaceEvent:
         return True
 
 
-@pytest.mark.parametrize("moment", ["after_clear", "before_wait"])
+@pytest.mark.parametrize("moment", ["before_clear", "after_clear", "before_wait"])
 def test_monitor_does_not_rest_through_a_turn_that_begins(
     make_ship: MakeShip, moment: str
 ) -> None:

@@ -460,7 +460,7 @@ def test_an_error_without_a_change_keeps_the_instance() -> None:
     """A new instance is made only if the failed call had changed something."""
     with DurableDesk(Count) as desk:
         desk.ask("Count.add")
-        keeper = desk.host._residents["Count", "default"].keeper
+        keeper = desk.resident("Count", "default").keeper
         before = keeper.instance
         desk.ask("Count.refuse")
         assert keeper.instance is before
@@ -567,10 +567,10 @@ def test_each_class_has_an_idle_time_of_its_own() -> None:
             desk.clock.advance(1)
         desk.clock.advance(20)
         desk.host.sweep()
-        assert {key[0] for key in desk.host._residents} == {"Never", "Long"}
+        assert {resident.key[0] for resident in desk.host._residents} == {"Never", "Long"}
         desk.clock.advance(200)
         desk.host.sweep()
-        assert {key[0] for key in desk.host._residents} == {"Never"}
+        assert {resident.key[0] for resident in desk.host._residents} == {"Never"}
 
 
 def test_an_object_that_is_busy_or_not_committed_stays_in_memory() -> None:
@@ -697,7 +697,7 @@ def test_waiting_for_a_batch_ends_with_it() -> None:
             connection = desk.start("Count.add")
             committer = desk.host._committer
             assert isinstance(committer, Committer)
-            batch = desk.host._residents["Count", "default"].batch
+            batch = desk.resident("Count", "default").batch
             assert batch is not None
             thread = threading.Thread(target=committer.wait_for, args=(batch,))
             thread.start()

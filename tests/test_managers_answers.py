@@ -262,6 +262,23 @@ def test_restart_of_the_manager(tmp_path: Path) -> None:
         assert "after" not in stock.value[1:3], stock
 
 
+def test_restart_over_tcp(tmp_path: Path) -> None:
+    """After kill -9 and a new start on the same port, an idle client just goes on.
+
+    A send on a connection whose other end is dead succeeds once: the client has to
+    look before, or could not know whether its call has run.
+    """
+    with our_manager(tmp_path / "ours", "--address", "tcp://127.0.0.1:0") as manager:
+        with state_server.connect(manager.address, manager.key) as client:
+            echo = client.get("Echo")
+            for turn in range(3):
+                assert echo.echo(turn) == turn
+                manager.kill()
+                manager.options = (*manager.options[:2], "--address", manager.address)
+                manager.start()
+                assert echo.echo(turn) == turn
+
+
 def test_call_waits_for_the_manager_to_come_back(tmp_path: Path) -> None:
     """A call made while there is no manager is answered by the next one in time."""
     with our_manager(tmp_path / "ours") as manager, manager.client() as client:

@@ -76,7 +76,7 @@ def call_while_it_is_told_to_end(side: Side) -> Any:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
-    """Told to end, a manager finishes running calls, removes its socket, exits 0.
+    """Told to end, a manager finishes what runs and waits, removes its socket, exits 0.
 
     A default handler drops the calls in their middle and leaves the file behind.
     """
@@ -84,15 +84,21 @@ def test_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
         mark = str(tmp_path / "running")
         found: list[Any] = []
         echo = client.get("Echo")
-        thread = threading.Thread(
-            target=lambda: found.append(echo.echo_late("whole", 1.0, mark))
-        )
-        thread.start()
-        wait_until(lambda: os.path.exists(mark))
+
+        def call() -> None:
+            found.append(echo.echo_late("whole", 0.5, mark))
+
+        # They take turns: when the signal comes one runs and two wait.
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        with manager.client() as watcher:
+            wait_until(lambda: watcher.status()["pending"] == 3)
         assert manager.process is not None
         manager.process.send_signal(number)
-        thread.join()
-        assert found == ["whole"]
+        for thread in threads:
+            thread.join()
+        assert found == ["whole"] * 3
         assert manager.process.wait(20) == 0
         assert not Path(str(manager.stock_address)).exists()
     if number == signal.SIGTERM:

@@ -65,12 +65,15 @@ def run_both(sides: Sides, scenario: Any, *args: Any) -> tuple[Outcome, Outcome]
 
 
 def count_in_threads(side: Side) -> int:
-    """Return what ten threads with ten calls each have counted."""
+    """Return what ten threads with six calls each have counted.
+
+    Every other call takes so long that the server would let others in.
+    """
     handle = side.get("Counter", "threads")
 
     def count() -> None:
-        for _ in range(10):
-            handle.query_slowly(0.001)
+        for turn in range(6):
+            handle.query_slowly(0.02 if turn % 2 else 0.001)
 
     threads = [threading.Thread(target=count) for _ in range(10)]
     for thread in threads:
@@ -81,10 +84,10 @@ def count_in_threads(side: Side) -> int:
 
 
 def test_methods_are_atomic(sides: Sides) -> None:
-    """A hundred read-then-write calls of ten threads make a hundred, without a lock."""
+    """Sixty read-then-write calls of ten threads make sixty, without a lock."""
     ours, stock = run_both(sides, count_in_threads)
-    assert ours.value == 100
-    assert stock.value < 100, stock
+    assert ours.value == 60
+    assert stock.value < 60, stock
 
 
 def count_through_new_handles(side: Side) -> list[int]:
@@ -208,7 +211,7 @@ def test_computing_method(sides: Sides) -> None:
     """
     ours, stock = run_both(sides, call_while_another_computes)
     assert ours.value < stock.value / 2, (ours, stock)
-    assert stock.value > 0.008, stock
+    assert stock.value > 0.004, stock
 
 
 # Errors --------------------------------------------------------------------------

@@ -221,6 +221,8 @@ def test_threads_that_cannot_be_started(tmp_path: Path) -> None:
     with both(tmp_path) as (ours, stock):
         outcome = run_bounded(ours, starve_of_threads)
         assert outcome.value == "heard", outcome
+        log = (ours.folder / "manager.log").read_text()
+        assert "thread could not be started" in log
         outcome = run_bounded(stock, starve_of_threads, timeout_s=6)
         assert outcome.value != "heard", outcome
 

@@ -15,7 +15,6 @@ import pytest
 from state_server import settings
 from state_server.engine import EngineLimits
 from state_server.errors import ConfigError
-from state_server.host import HostLimits
 from state_server.keeping import KeepingLimits
 from state_server.settings import (
     ClientSettings,
@@ -32,6 +31,7 @@ from state_server.settings import (
     unknown_variables,
     variable,
 )
+from state_server.tickets import HostLimits
 
 RECORDS = (ManagerSettings, WebSettings, ClientSettings)
 needs_root_to_fail = pytest.mark.skipif(

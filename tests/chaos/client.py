@@ -104,7 +104,7 @@ class OverHttp:
     ) -> tuple[str, Any, int]:
         """Make a call."""
         if self._connection is None:
-            connection = http.client.HTTPConnection(*self._place, timeout=timeout_s + 10)
+            connection = http.client.HTTPConnection(*self._place, timeout=30)
             try:
                 connection.connect()
             except OSError as error:

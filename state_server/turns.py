@@ -1,0 +1,246 @@
+"""One turn: the object's code is run for one call, and answered whatever it does.
+
+This is the border to the classes of the user. Used by the thread whose turn it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+from . import codec
+from .commits import Change, Committer
+from .errors import (
+    Expired,
+    NotAllowed,
+    NotOffered,
+    RemoteError,
+    StateServerError,
+    TooLarge,
+)
+from .journal import Unchanged
+from .messages import Call, Contract, running
+from .sharing import contract_of
+from .tickets import Resident, Ticket
+
+log = logging.getLogger("state_server.host")
+
+
+class Performer:
+    """Runs calls on objects. It has no state of its own."""
+
+    def __init__(
+        self,
+        boot_id: bytes,
+        frame_bytes_max: int,
+        committer: Committer | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._boot_id = boot_id
+        self._frame_bytes_max = frame_bytes_max
+        self._committer = committer
+        self._clock = clock
+
+    def perform(
+        self, resident: Resident, ticket: Ticket
+    ) -> tuple[bytes, Change | None]:
+        """Run a call; return its reply, and what is to be on disk before that leaves.
+
+        Raises nothing.
+        """
+        try:
+            return self._perform(resident, ticket)
+        except BaseException as error:
+            return self._broken(resident, ticket, error), None
+
+    def _perform(
+        self, resident: Resident, ticket: Ticket
+    ) -> tuple[bytes, Change | None]:
+        """Run the call; return its reply, and what is to be on disk before that."""
+        call, form, keeper = ticket.call, ticket.destination.form, resident.keeper
+        running.boot_id, running.name = self._boot_id, resident.name
+        ran = False
+        try:
+            if self._clock() > ticket.deadline:
+                raise Expired(
+                    f"The deadline of {call.name}.{call.method} passed while it waited."
+                )
+            arguments, keywords = arguments_of(call)
+            if resident.poisoned:
+                resident.poisoned = False
+                resident.batch = None
+                keeper.drop()
+            if keeper.instance is None:
+                self.bring(resident)
+            step = self._step(resident, call, arguments)
+            keeper.begin()
+            ran = True
+            value = step(*arguments, **keywords)
+            if isinstance(value, types.GeneratorType):
+                value = _snapshot(value)
+        except BaseException as error:
+            # The border to the object's own code: whatever it raises, sys.exit()
+            # included, is an answer to its caller and ends nothing here.
+            payload = self._failed(resident, ticket, error, ran=ran)
+            return payload, keeper.first() if ran else None
+        finally:
+            running.boot_id = None
+        try:
+            payload = form.done(call, value)
+            if len(payload) > self._frame_bytes_max:
+                raise TooLarge(
+                    f"it has {len(payload)} bytes, the limit is "
+                    f"{self._frame_bytes_max} (frame_bytes_max)."
+                )
+            return payload, keeper.kept(call, readonly=_is_readonly(resident, call))
+        except StateServerError as error:
+            log.warning("%s.%s was not done: %s", call.name, call.method, error)
+            self._undo(resident, readonly=False)
+            if not keeper.undoes:
+                error = RemoteError(
+                    f"{call.name}.{call.method} ran, but its result cannot travel: "
+                    f"{error}"
+                )
+            return form.refused(call, error), None
+
+    def _failed(
+        self, resident: Resident, ticket: Ticket, error: BaseException, *, ran: bool
+    ) -> bytes:
+        call, form = ticket.call, ticket.destination.form
+        if isinstance(error, StateServerError) and not ran:
+            log.info("%s.%s refused: %s", call.name, call.method, error)
+            return form.refused(call, error)
+        if ran:
+            unchanged = isinstance(error, Unchanged)
+            self._undo(resident, readonly=unchanged or _is_readonly(resident, call))
+        if isinstance(error, Unchanged):
+            error = error.error
+        log.info(
+            "%s.%s raised %s: %s",
+            call.name,
+            call.method,
+            type(error).__qualname__,
+            _shown(error),
+            exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
+        )
+        return form.raised(call, error)
+
+    def _broken(
+        self, resident: Resident, ticket: Ticket, error: BaseException
+    ) -> bytes:
+        """Answer a call whose object raised where no code of its own was expected.
+
+        Pickling is such a place, and so is the text of an error.
+        """
+        call = ticket.call
+        log.exception("%s.%s ended outside its method.", call.name, call.method)
+        if resident.keeper.undoes:
+            resident.keeper.drop()
+        return ticket.destination.form.refused(
+            call,
+            RemoteError(
+                f"{call.name}.{call.method} ended in {type(error).__qualname__}, "
+                "raised outside the method itself; it may have run."
+            ),
+        )
+
+    def _undo(self, resident: Resident, *, readonly: bool) -> None:
+        try:
+            resident.keeper.undo(readonly=readonly)
+        except Exception:
+            # The class's own code again. The object leaves memory; what is on disk is
+            # what it was before the call.
+            log.exception("%s could not be put back; it is loaded anew.", resident.name)
+            resident.keeper.drop()
+
+    def bring(self, resident: Resident) -> None:
+        """Build or load the object, in its own turn: slowness delays only itself."""
+        if resident.batch is not None and self._committer is not None:
+            # What was staged last must be on disk before the disk is asked.
+            self._committer.wait_for(resident.batch)
+        resident.keeper.bring()
+        if resident.contract is None:
+            resident.contract = contract_of(
+                type(resident.keeper.instance),
+                resident.shared.name,
+                resident.shared.exposed,
+            )
+
+    def _step(
+        self, resident: Resident, call: Call, arguments: tuple[Any, ...]
+    ) -> Callable[..., Any]:
+        contract = resident.contract
+        assert contract is not None, resident
+        method, instance = call.method, resident.keeper.instance
+        if method in contract.methods:
+            if method == "__iter__":
+                return lambda: _snapshot(iter(instance))
+            return getattr(instance, method)  # type: ignore[no-any-return]
+        if method in _ALWAYS_ANSWERED:
+            return lambda: _ALWAYS_ANSWERED[method](instance)
+        if method in _PROPERTY_VERBS and arguments:
+            offered = contract.properties if method == _READ else contract.settable
+            if arguments[0] in offered:
+                verb = _PROPERTY_VERBS[method]
+                return lambda *rest: verb(instance, *rest)
+            raise NotOffered(f"{contract.class_name} offers no {arguments[0]!r}.")
+        raise NotOffered(f"{contract.class_name} offers no method {method!r}.")
+
+
+#: The verbs that read and set a property, as the standard library's NamespaceProxy
+#: spells them.
+_READ = "__getattribute__"
+_PROPERTY_VERBS: dict[str, Callable[..., Any]] = {
+    _READ: getattr,
+    "__setattr__": setattr,
+}
+
+_ALWAYS_ANSWERED: dict[str, Callable[[Any], str]] = {"__repr__": repr, "__str__": str}
+
+
+def check_offered(contract: Contract | None, call: Call) -> None:
+    """Refuse a method that no object of the class has, before one is built."""
+    if contract is None or call.method in contract.methods:
+        return
+    if call.method not in _ALWAYS_ANSWERED and call.method not in _PROPERTY_VERBS:
+        raise NotOffered(f"{call.class_name} offers no method {call.method!r}.")
+
+
+def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call; raise ``NotAllowed`` when they are not such."""
+    if not call.body:
+        return (), {}
+    decoded = call.body if isinstance(call.body, tuple) else codec.decode(call.body)
+    if (
+        isinstance(decoded, tuple)
+        and len(decoded) == 2
+        and isinstance(decoded[0], tuple)
+        and isinstance(decoded[1], dict)
+        and all(isinstance(name, str) for name in decoded[1])
+    ):
+        return cast("tuple[tuple[Any, ...], dict[str, Any]]", decoded)
+    raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
+
+
+def _is_readonly(resident: Resident, call: Call) -> bool:
+    return call.method in resident.shared.readonly
+
+
+def _snapshot(iterator: Any) -> list[Any]:
+    """Return the items as a list; an endless iterator ends in ``TooLarge``."""
+    limit = codec.DEFAULT_LIMITS.nodes_max
+    items = list(itertools.islice(iterator, limit + 1))
+    if len(items) > limit:
+        raise TooLarge(f"An iteration gave more than {limit} items.")
+    return items
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return str(error)[:500]
+    except BaseException as failure:
+        # Logged in its place: an error that cannot be printed must not end the turn.
+        return f"<text failed: {type(failure).__name__}>"

@@ -1,0 +1,60 @@
+"""``python -m tests.chaos --minutes 5 --seed 1``: exit code 1 on any violation."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import random
+import sys
+
+from .run import Plan, Run
+
+#: Violations that are shown; the others are counted.
+SHOWN_MAX = 10
+
+#: Seconds that start, end and judgement may take beside the run itself.
+AROUND_S = 900.0
+
+
+def main() -> int:
+    """Run, and print the report."""
+    parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=None, help="drawn if left out")
+    parser.add_argument("--transport", choices=("unix", "tcp"), default=None,
+                        help="of the manager; the seed decides if left out")
+    parser.add_argument("--without", default="", metavar="SAFETY",
+                        help="memory, replies or gate: show that the run notices")
+    parser.add_argument("--clients", type=int, default=Plan._field_defaults["clients"])
+    parser.add_argument("--threads", type=int, default=Plan._field_defaults["threads"])
+    parser.add_argument("--kill-every", type=float, metavar="SECONDS",
+                        default=Plan._field_defaults["kill_every_s"],
+                        help="mean time that a manager lives once it is ready")
+    parser.add_argument("--keep", action="store_true", help="keep the folder")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.randrange(10**6)
+    plan = Plan(
+        seconds=options.minutes * 60,
+        seed=seed,
+        transport=options.transport or ("tcp", "unix")[seed % 2],
+        without=options.without,
+        clients=options.clients,
+        threads=options.threads,
+        kill_every_s=options.kill_every,
+        keep=options.keep,
+    )
+    # Whatever hangs: say where, and end. Children end when their pipes close.
+    faulthandler.dump_traceback_later(plan.seconds + AROUND_S, exit=True)
+    report = Run(plan).run()
+    for violation in report.violations[:SHOWN_MAX]:
+        print(f"VIOLATION: {violation}\n")
+    print("\n".join(report.lines))
+    if report.folder is not None:
+        print(f"Everything is kept in {report.folder}")
+    if report.violations:
+        print(f"Again: python -m tests.chaos --minutes {options.minutes:g} --seed {seed}")
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
