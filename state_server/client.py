@@ -325,9 +325,8 @@ class _Exchange:
     def _exchange(self, link: Link) -> wire.Reply:
         remaining_s = self.deadline - time.monotonic()
         boot = self.first_boot or link.boot_id
-        frame = wire.pack_call(
-            self.number, remaining_s, boot, wire.pack_target(*self.target), self.body
-        )
+        target = wire.pack_target(*self.target)
+        frame = wire.pack_call(self.number, remaining_s, boot, target, self.body)
         if len(frame) > link.frame_bytes_max and self.lane is None:
             raise TooLarge(
                 f"{self._named()} takes {len(frame)} bytes to call, the manager's "

@@ -56,12 +56,20 @@ _NEW_OBJECT: Callable[..., object] = copyreg.__newobj__  # type: ignore[attr-def
 _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
 
 
+_SCALARS = frozenset({type(None), bool, float})
+_WORD = 2**63
+
+
 def encode(value: object, limits: ValueLimits = DEFAULT_LIMITS) -> bytes:
     """Return the value as bytes that ``decode`` and stock pickle can read.
 
     Raises ``NotAllowed`` for a type that may not travel and ``TooLarge`` for a value
     over a limit. What this accepts, ``decode`` accepts under the same limits.
     """
+    kind = type(value)
+    if kind in _SCALARS or (kind is int and -_WORD <= value < _WORD):  # type: ignore[operator]
+        # A few bytes of our own making: there is nothing to look at.
+        return pickle.dumps(value, _PROTOCOL)
     # A small value has only exact builtin types: pickle cannot run foreign code then.
     small = is_small(value)
     data = pickle.dumps(value, _PROTOCOL) if small else _dump(value, limits)

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 
 from .host import Host
 from .limits import Edge
@@ -70,7 +71,7 @@ class Crew:
         self._slice_s = slice_s
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._leader: threading.Thread | None = None
+        self._leader: int | None = None
         self._in_turn = False
         self._turn = 0
         self._method: Method | None = None
@@ -130,7 +131,7 @@ class Crew:
 
     def leads(self) -> bool:
         """Tell whether the calling thread is the leader."""
-        return self._leader is threading.current_thread()
+        return self._leader == get_ident()
 
     # Turns of the leader -------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class Crew:
             # After a defect as well: a turn left open would cost a leader its place
             # while it polls, and two would lead for a moment.
             with self._lock:
-                leads = self._leader is threading.current_thread()
+                leads = self._leader == get_ident()
                 if leads:
                     self._in_turn = False
         if continuation is not None:
@@ -242,7 +243,7 @@ class Crew:
                     if self.stopping:
                         return
                     if self._leader is None:
-                        self._leader = threading.current_thread()
+                        self._leader = get_ident()
                         self._in_turn = False
                     else:
                         resident = self._ready.popleft()
@@ -252,7 +253,7 @@ class Crew:
             else:
                 self._serve(resident)
             with self._lock:
-                if self._leader is threading.current_thread():
+                if self._leader == get_ident():
                     self._leader = None
                     resident = None
                 elif self._ready:

@@ -39,7 +39,8 @@ log = logging.getLogger("state_server.engine")
 
 _SWEEP_S = 0.25
 _ACCEPTS_AT_ONCE = 64
-_READ_BYTES = 65536
+#: Small, because each read takes that much memory for a moment.
+_READ_BYTES = 16384
 _READ_BYTES_LARGE = 1024 * 1024
 _LISTENER_REST_S = 0.1
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -247,7 +248,7 @@ class Engine:
         reader = connection.reader
         payload = reader.next() if connection.buffered else None
         if payload is None:
-            size = _READ_BYTES if reader.buffered < _READ_BYTES else _READ_BYTES_LARGE
+            size = _READ_BYTES if reader.buffered < 65536 else _READ_BYTES_LARGE
             try:
                 data = connection.socket.recv(size)
             except BlockingIOError:

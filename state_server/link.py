@@ -6,10 +6,13 @@ taken for the answer to the next call.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
 import time
+from collections.abc import Callable
+from typing import Any
 
 from . import wire
 from .errors import (
@@ -26,7 +29,12 @@ from .messages import Lane
 #: A client accepts replies up to this size; the manager's own limit is lower.
 _REPLY_BYTES_MAX = 2**40
 
-_READ_BYTES = 65536
+#: Small, because each read takes that much memory for a moment; a reply that is larger
+#: is read in pieces of growing number.
+_READ_BYTES = 16384
+
+#: The system counts a wait in milliseconds, in 31 bits; longer ones go around again.
+_WAIT_MAX_S = 3600.0
 
 
 class BrokenLink(Exception):
@@ -59,12 +67,12 @@ class Link:
 
     __slots__ = (
         "__weakref__",
-        "_poll",
         "_reader",
-        "_timeout_s",
+        "_wait",
         "boot_id",
         "frame_bytes_max",
         "is_admin",
+        "is_local",
         "lane",
         "made_at",
         "number",
@@ -93,16 +101,17 @@ class Link:
         self.is_admin = False
         self.frame_bytes_max = 0
         self._reader = wire.FrameReader(_REPLY_BYTES_MAX)
-        self._timeout_s = -1.0
-        self._poll: select.poll | None = None
+        self._wait: Callable[[float], list[Any]]
+        #: A send to a peer that has closed a Unix socket fails at once, and gives it
+        #: nothing; over TCP it may succeed.
+        self.is_local = address.path is not None
         family, target = _target(address)
         try:
             self.socket = socket.socket(family, socket.SOCK_STREAM)
         except OSError as error:
             raise Unreachable(f"No socket could be made: {error}.") from error
         try:
-            self._set_timeout(deadline)
-            self.socket.connect(target)
+            self._connect(target, deadline)
             if family in (socket.AF_INET, socket.AF_INET6):
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -135,20 +144,21 @@ class Link:
         """
         self._send(frame, deadline)
         try:
+            if not self._reader.buffered:
+                data = self._receive_some(deadline)
+                reply = wire.whole_reply(data)
+                if reply is not None:
+                    return reply
+                payload = self._reader.feed(data)
+                if payload is not None:
+                    return wire.unpack_reply(payload)
             return wire.unpack_reply(self._receive(deadline))
         except (NotAllowed, TooLarge) as error:
             raise BrokenLink(f"the reply cannot be read ({error})", sent=True) from None
 
     def is_quiet(self) -> bool:
         """Tell whether nothing has come since the last reply: not even an end."""
-        if self._reader.buffered:
-            return False
-        if self._poll is None:
-            if not hasattr(select, "poll"):
-                return not select.select([self.socket], [], [], 0)[0]
-            self._poll = select.poll()
-            self._poll.register(self.socket.fileno(), select.POLLIN)
-        return not self._poll.poll(0)
+        return not self._reader.buffered and not self._wait(0)
 
     def close(self, *, goodbye: bool = False) -> None:
         """Close the socket. ``goodbye``: tell the manager to forget the lane."""
@@ -162,17 +172,33 @@ class Link:
         self.socket.close()
 
     # Bytes ---------------------------------------------------------------------------
+    #
+    # The socket never blocks, and there is one wait: a timeout of the socket's own
+    # would cost a system call before each send and each receive.
+
+    def _connect(self, target: str | tuple[str, int], deadline: float) -> None:
+        self.socket.settimeout(_remaining_s(deadline, sent=False))
+        self.socket.connect(target)
+        self.socket.setblocking(False)
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self.socket.fileno(), select.POLLIN)
+            self._wait = poll.poll
+        else:
+            self._wait = functools.partial(_select, self.socket)
 
     def _send(self, frame: bytes, deadline: float) -> None:
-        self._set_timeout(deadline)
         sent = 0
         try:
-            sent = self.socket.send(frame)
-            while sent < len(frame):
-                self._set_timeout(deadline)
-                sent += self.socket.send(memoryview(frame)[sent:])
-        except TimeoutError:
-            raise TimeIsUp(sent=sent > 0) from None
+            while True:
+                try:
+                    sent += self.socket.send(
+                        memoryview(frame)[sent:] if sent else frame
+                    )
+                except BlockingIOError:
+                    _await_writable(self.socket, _remaining_s(deadline, sent=sent > 0))
+                if sent == len(frame):
+                    return
         except OSError as error:
             # A send that fails at once has given nothing to the other side.
             raise BrokenLink(str(error), sent=sent > 0) from None
@@ -180,27 +206,23 @@ class Link:
     def _receive(self, deadline: float) -> bytes:
         payload = self._reader.next() if self._reader.buffered else None
         while payload is None:
+            payload = self._reader.feed(self._receive_some(deadline))
+        return payload
+
+    def _receive_some(self, deadline: float) -> bytes:
+        while True:
+            wait_s = min(_remaining_s(deadline, sent=True), _WAIT_MAX_S)
             try:
+                self._wait(wait_s * 1000)
                 data = self.socket.recv(_READ_BYTES)
-            except TimeoutError:
-                raise TimeIsUp(sent=True) from None
+            except BlockingIOError:
+                # Nothing came; the deadline is looked at again.
+                continue
             except OSError as error:
                 raise BrokenLink(str(error), sent=True) from None
             if not data:
                 raise BrokenLink("the manager closed the connection", sent=True)
-            payload = self._reader.feed(data)
-            if payload is None:
-                self._set_timeout(deadline)
-        return payload
-
-    def _set_timeout(self, deadline: float) -> None:
-        """Bound the next wait by the deadline; setting it costs a system call."""
-        remaining_s = deadline - time.monotonic()
-        if remaining_s <= 0:
-            raise TimeIsUp(sent=False)
-        if abs(self._timeout_s - remaining_s) > 0.01 * remaining_s:
-            self._timeout_s = remaining_s
-            self.socket.settimeout(remaining_s)
+            return data
 
     # Handshake -----------------------------------------------------------------------
 
@@ -251,3 +273,20 @@ def _target(address: wire.Address) -> tuple[int, str | tuple[str, int]]:
         return socket.AF_UNIX, address.path
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     return family, (address.host, address.port)
+
+
+def _remaining_s(deadline: float, *, sent: bool) -> float:
+    """Return the seconds until the deadline; raise ``TimeIsUp`` when it has passed."""
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise TimeIsUp(sent=sent)
+    return remaining_s
+
+
+def _select(peer: socket.socket, timeout_ms: float) -> list[Any]:
+    """Wait for something to come, where there is no poll."""
+    return select.select([peer], [], [], timeout_ms / 1000)[0]
+
+
+def _await_writable(peer: socket.socket, timeout_s: float) -> None:
+    select.select([], [peer], [], timeout_s)

@@ -48,6 +48,7 @@ class Pool:
         self._free: list[Link] = []
         self._links: set[Link] = set()
         self._dialling = 0
+        self._waiting = 0
         self._closed = False
         self._edge = Edge(log, "connections of one client", self._connections_max)
 
@@ -74,7 +75,7 @@ class Pool:
             link = self._take_free(deadline)
             if link is None:
                 return self._make(new_lane(self._session), deadline)
-            if link.is_quiet():
+            if link.is_local or link.is_quiet():
                 return link
             self.drop(link)
 
@@ -91,7 +92,8 @@ class Pool:
             # A child that was forked in the meantime has other links.
             if link in self._links and not self._closed and not is_old:
                 self._free.append(link)
-                self._freed.notify()
+                if self._waiting:
+                    self._freed.notify()
                 return
             self._links.discard(link)
             self._freed.notify()
@@ -134,7 +136,11 @@ class Pool:
                         f"All {in_use} connections of this client were in use until "
                         "the deadline (client_connections_max)."
                     )
-                self._freed.wait(remaining_s)
+                self._waiting += 1
+                try:
+                    self._freed.wait(remaining_s)
+                finally:
+                    self._waiting -= 1
 
     def _make(self, lane: Lane, deadline: float) -> Link:
         link = None

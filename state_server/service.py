@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from . import settings as configuration
-from . import wire
+from . import codec, wire
 from .conversation import Manners
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
@@ -168,6 +168,8 @@ class Service:
             shared = self._catalogue.get(name)
             if shared is not None and shared.contract is None:
                 self._catalogue.add(self._host.prepare(shared))
+        # The codec prepares itself at its first use, which takes a moment.
+        codec.decode(codec.encode(((), {})))
         manners = Manners(
             self.key,
             admin_key,

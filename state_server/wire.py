@@ -39,6 +39,7 @@ sent before the server's proof was checked.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import os
 import re
@@ -212,10 +213,12 @@ def unpack_welcome(payload: bytes) -> Welcome:
     return Welcome(boot_id, process_id, proof, bool(is_admin), size)
 
 
-def pack_target(class_name: str, key: str, method: str) -> tuple[bytes, bytes]:
+@functools.lru_cache(maxsize=256)
+def pack_target(class_name: str, key: str, method: str) -> bytes:
     """Return what names a method in a call: the three lengths and the three texts.
 
-    Raises ``TooLarge`` for a name above 255 bytes or a key above 65,535.
+    The last few are kept. Raises ``TooLarge`` for a name above 255 bytes or a key above
+    65,535.
     """
     name, text, verb = class_name.encode(), key.encode(), method.encode()
     if len(name) > 255 or len(verb) > 255 or len(text) > 65535:
@@ -223,22 +226,18 @@ def pack_target(class_name: str, key: str, method: str) -> tuple[bytes, bytes]:
             "A class name and a method have at most 255 bytes, a key 65,535; got "
             f"{len(name)}, {len(verb)} and {len(text)}."
         )
-    return struct.pack("!BHB", len(name), len(text), len(verb)), name + text + verb
+    return struct.pack("!BHB", len(name), len(text), len(verb)) + name + text + verb
 
 
 _CALL_HEAD = struct.Struct("!BBQd16s")
 
 
 def pack_call(
-    number: int,
-    remaining_s: float,
-    first_boot: bytes,
-    target: tuple[bytes, bytes],
-    body: bytes,
+    number: int, remaining_s: float, first_boot: bytes, target: bytes, body: bytes
 ) -> bytes:
     """Return the bytes of a call; ``target`` comes from ``pack_target``."""
     head = _CALL_HEAD.pack(MARK, CALL, number, remaining_s, first_boot)
-    return b"".join((head, *target, body))
+    return b"".join((head, target, body))
 
 
 def unpack_call(payload: bytes, lane: Lane) -> Call:
@@ -247,28 +246,49 @@ def unpack_call(payload: bytes, lane: Lane) -> Call:
         _, _, number, remaining_s, boot, name_size, key_size, method_size = (
             _CALL.unpack_from(payload)
         )
-        key_at = 38 + name_size
-        method_at = key_at + key_size
-        body_at = method_at + method_size
+        body_at = 38 + name_size + key_size + method_size
         if body_at > len(payload):
             raise NotAllowed("A call ends in the middle of a name.")
-        return Call(
-            str(payload[38:key_at], "utf-8"),
-            str(payload[key_at:method_at], "utf-8"),
-            str(payload[method_at:body_at], "utf-8"),
-            payload[body_at:],
-            remaining_s,
-            lane,
-            number,
-            boot,
-        )
+        names = (_names_kept if body_at <= 256 else _names)(payload[34:body_at])
+        fields = (*names, payload[body_at:], remaining_s, lane, number, boot)
+        # As Call(*fields) does, in a third of the time.
+        return tuple.__new__(Call, fields)
     except (struct.error, UnicodeDecodeError) as error:
         raise NotAllowed(f"A call could not be read: {error}.") from None
+
+
+def _names(target: bytes) -> tuple[str, str, str]:
+    """Return class name, key and method; ``target`` begins with their lengths."""
+    key_at = 4 + target[0]
+    method_at = len(target) - target[3]
+    return (
+        str(target[4:key_at], "utf-8"),
+        str(target[key_at:method_at], "utf-8"),
+        str(target[method_at:], "utf-8"),
+    )
+
+
+#: The last few short ones: most calls name what was named before.
+_names_kept = functools.lru_cache(maxsize=1024)(_names)
 
 
 def pack_reply(number: int, failed: bool, body: bytes) -> bytes:
     """Return the bytes of a reply."""
     return _REPLY.pack(MARK, FAILED if failed else DONE, number) + body
+
+
+_REPLY_FRAME = struct.Struct("!iBBQ")
+
+
+def whole_reply(data: bytes) -> Reply | None:
+    """Return the reply if ``data`` is one small frame, whole and alone."""
+    if len(data) < 14:
+        return None
+    size, mark, kind, number = _REPLY_FRAME.unpack_from(data)
+    if size != len(data) - 4 or mark != MARK or not DONE <= kind <= FAILED:
+        return None
+    # As Reply(…) does, in a third of the time.
+    return tuple.__new__(Reply, (number, kind == FAILED, data[14:]))
 
 
 def unpack_reply(payload: bytes) -> Reply:

@@ -201,7 +201,7 @@ class SlowToBuild:
     def __init__(self) -> None:
         folder = os.environ.get("TEST_FOLDER")
         touch(folder and f"{folder}/building")
-        time.sleep(2.0)
+        time.sleep(1.5)
         self.ready = True
 
     def is_ready(self) -> bool:

@@ -186,8 +186,14 @@ def make_ship(crew_time: CrewTime) -> Iterator[MakeShip]:
 
 
 def displaced(ship: Ship, times: int = 1) -> None:
-    """Wait until the leader was displaced so many times."""
-    wait_until(lambda: ship.crew.displacements >= times, what="the displacement")
+    """Wait until the leader was displaced so many times, and another leads.
+
+    A displaced thread that ends its turn before anybody took the place may lead again.
+    """
+    wait_until(
+        lambda: ship.crew.displacements >= times and len(ship.leaders) > times,
+        what="another leader",
+    )
 
 
 # Taking over -------------------------------------------------------------------------

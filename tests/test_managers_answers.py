@@ -77,7 +77,7 @@ def test_fork_a_dead_childs_answer_reaches_nobody(sides: Sides) -> None:
     """
     ours = run_bounded(sides.ours, call_after_a_forked_child_died)
     assert ours.value == "parent", ours
-    stock = run_bounded(sides.stock, call_after_a_forked_child_died, timeout_s=6)
+    stock = run_bounded(sides.stock, call_after_a_forked_child_died, timeout_s=4)
     assert stock.value != "parent", stock
 
 
@@ -116,7 +116,7 @@ def test_fork_children_and_parent_call_at_once(sides: Sides) -> None:
     """Four raw forks and their parent call through one inherited handle, all right."""
     ours = run_bounded(sides.ours, call_at_once_in_forked_children)
     assert ours.value == ["right"] * 4, ours
-    stock = run_bounded(sides.stock, call_at_once_in_forked_children, timeout_s=6)
+    stock = run_bounded(sides.stock, call_at_once_in_forked_children, timeout_s=4)
     assert not stock.in_time or stock.value != ["right"] * 4, stock
 
 
@@ -268,15 +268,17 @@ def test_restart_over_tcp(tmp_path: Path) -> None:
     A send on a connection whose other end is dead succeeds once: the client has to
     look before, or could not know whether its call has run.
     """
-    with our_manager(tmp_path / "ours", "--address", "tcp://127.0.0.1:0") as manager:
-        with state_server.connect(manager.address, manager.key) as client:
-            echo = client.get("Echo")
-            for turn in range(3):
-                assert echo.echo(turn) == turn
-                manager.kill()
-                manager.options = (*manager.options[:2], "--address", manager.address)
-                manager.start()
-                assert echo.echo(turn) == turn
+    with (
+        our_manager(tmp_path / "ours", "--address", "tcp://127.0.0.1:0") as manager,
+        state_server.connect(data_dir=manager.data_dir) as client,
+    ):
+        echo = client.get("Echo")
+        for turn in range(3):
+            assert echo.echo(turn) == turn
+            manager.kill()
+            manager.options = (*manager.options[:2], "--address", manager.address)
+            manager.start()
+            assert echo.echo(turn) == turn
 
 
 def test_call_waits_for_the_manager_to_come_back(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_mute_server_at_connect(tmp_path: Path) -> None:
         assert ours.value == "Unreachable", ours
         assert time.monotonic() - started < 15
         mute.ours = False
-        assert not run_bounded(mute, connect_and_call, timeout_s=4).in_time
+        assert not run_bounded(mute, connect_and_call, timeout_s=3).in_time
 
 
 def leave_while_the_manager_is_frozen(side: Side) -> str:
@@ -397,7 +399,7 @@ def test_frozen_manager(tmp_path: Path) -> None:
             assert ours.in_time, ours
             assert ours.value == expected, ours
         with stock_manager(tmp_path / "stock") as stock:
-            assert not run_bounded(stock, scenario, timeout_s=4).in_time
+            assert not run_bounded(stock, scenario, timeout_s=3).in_time
 
 
 def test_frozen_manager_thaws(tmp_path: Path) -> None:
@@ -546,7 +548,7 @@ def use_a_handle_of_a_stranger(side: Side, path: str) -> Any:
     """Load a handle in a process that no manager's parent started."""
     try:
         handle = pickle.loads(Path(path).read_bytes())
-        return handle.with_options(timeout=2.0).items()
+        return handle.with_options(timeout=1.0).items()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

@@ -196,7 +196,9 @@ def starve_of_threads(side: Side) -> str:
         if side.ours:
             # Many at once, so that the manager wants more threads than it has.
             calls = [
-                threading.Thread(target=side.get("Echo", str(n)).echo_late, args=(n, 1))
+                threading.Thread(
+                    target=side.get("Echo", str(n)).echo_late, args=(n, 0.3)
+                )
                 for n in range(6)
             ]
             for call in calls:
@@ -223,7 +225,7 @@ def test_threads_that_cannot_be_started(tmp_path: Path) -> None:
         assert outcome.value == "heard", outcome
         log = (ours.folder / "manager.log").read_text()
         assert "thread could not be started" in log
-        outcome = run_bounded(stock, starve_of_threads, timeout_s=6)
+        outcome = run_bounded(stock, starve_of_threads, timeout_s=4)
         assert outcome.value != "heard", outcome
 
 

@@ -25,6 +25,9 @@ from .objects import sealed
 #: How much of a history is shown with a violation, and how many violations.
 SHOWN_MAX = 40
 
+#: After so many violations no more histories are searched.
+ENOUGH = 10
+
 #: What one search may cost; one that is given up is reported as undecided.
 STEPS_MAX, SECONDS_MAX = 200_000, 20.0
 
@@ -49,7 +52,7 @@ class Findings(NamedTuple):
 
 
 def judge(records: Iterable[Record], seconds_max: float = 300.0) -> Findings:
-    """Check everything."""
+    """Check everything; once enough was found, no more is searched for."""
     parts: dict[tuple[str, ...], list[Op]] = defaultdict(list)
     violations = []
     for record in records:
@@ -65,24 +68,30 @@ def judge(records: Iterable[Record], seconds_max: float = 300.0) -> Findings:
             place, op = (*place, word), op._replace(call=(name, *rest))
         parts[place].append(op)
     numbers = 0
-    undecided = []
-    end = time.monotonic() + seconds_max
+    to_search: list[tuple[str, Prepare, list[Op]]] = []
     for place, ops in sorted(parts.items()):
         shown = "/".join(place)
         if place[0] in ("SomeObj", "Ledger"):
             numbers += sum(op.end is not None for op in ops)
             violations += _counter(place[0], shown, ops)
-            continue
-        if place[0] == "Queue":
+        elif place[0] == "Queue":
             faults = [f"{shown}: {fault}" for fault in faults_of_queue(ops)]
-            if faults:
-                violations += map(Violation, faults)
-                continue
-        prepare = queue if place[0] == "Queue" else register
+            violations += map(Violation, faults)
+            if not faults:
+                to_search.append((shown, queue, ops))
+        else:
+            to_search.append((shown, register, ops))
+    undecided = []
+    end = time.monotonic() + (SECONDS_MAX if violations else seconds_max)
+    for number, (shown, prepare, ops) in enumerate(to_search):
         seconds_left = min(SECONDS_MAX, end - time.monotonic())
+        if seconds_left <= 0 or len(violations) >= ENOUGH:
+            undecided += [each[0] for each in to_search[number:]]
+            break
         found = _explained(shown, prepare, ops, seconds_left)
         if isinstance(found, Violation):
             violations.append(found)
+            end = min(end, time.monotonic() + SECONDS_MAX)
         elif not found:
             undecided.append(shown)
     return Findings(violations, numbers, len(parts), undecided)
@@ -133,8 +142,7 @@ class Numbers(NamedTuple):
     calls: Counter[str]
     repeats: int
     lost_with_client: int
-    longest_s: float
-    longest: str
+    longest_s: dict[str, float]
     reasons: Counter[str]
 
 
@@ -143,7 +151,7 @@ def count(records: Iterable[Record]) -> Numbers:
     calls: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     repeats = lost = 0
-    longest_ns, longest = 0, ""
+    longest_s: dict[str, float] = {}
     for record in records:
         repeats += record.repeats
         if record.end is None or record.outcome is None:
@@ -152,7 +160,7 @@ def count(records: Iterable[Record]) -> Numbers:
         calls[record.outcome] += 1
         if record.outcome != history.OK:
             reasons[str(record.value).partition(":")[0]] += 1
-        if record.end - record.start > longest_ns:
-            longest_ns = record.end - record.start
-            longest = f"{record.who} {record.target[0]}.{record.call[0]}"
-    return Numbers(calls, repeats, lost, longest_ns / 1e9, longest, reasons)
+        way = record.who.partition("-")[0]
+        passed_s = (record.end - record.start) / 1e9
+        longest_s[way] = max(passed_s, longest_s.get(way, 0.0))
+    return Numbers(calls, repeats, lost, longest_s, reasons)

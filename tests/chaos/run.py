@@ -454,10 +454,9 @@ class Run:
         findings = checks.judge(records)
         numbers = checks.count(records)
         violations = self._violations + findings.violations
-        if numbers.longest_s > CALL_S_MAX:
-            violations.append(
-                Violation(f"a call took {numbers.longest_s:.1f} s: {numbers.longest}")
-            )
+        for way, longest_s in numbers.longest_s.items():
+            if longest_s > CALL_S_MAX:
+                violations.append(Violation(f"a call took {longest_s:.1f} s: {way}"))
         for way in ("direct", "proxy", "http"):
             mine = [record for record in records if record.who.startswith(way)]
             if not any(record.outcome == history.OK for record in mine):
@@ -484,8 +483,11 @@ class Run:
             + (", ".join(f"{n} {why}" for why, n in numbers.reasons.most_common(8)) or "-"),
             f"repeats: {numbers.repeats} calls sent again; remembered replies used: "
             f"{len(remembered)} (of these {remembered.count(b'd')} from disk)",
-            f"longest a call was stuck: {numbers.longest_s:.2f} s ({numbers.longest}); "
-            f"longest start of a manager: {self.longest_start_s:.2f} s",
+            "longest a call was stuck: "
+            + ", ".join(
+                f"{seconds:.2f} s {way}" for way, seconds in numbers.longest_s.items()
+            )
+            + f"; longest start of a manager: {self.longest_start_s:.2f} s",
             f"checked: {findings.numbers} numbers of counters, {findings.histories} "
             f"histories; undecided: {len(findings.undecided)}"
             + "".join(f" {shown}" for shown in findings.undecided[:5]),
