@@ -356,7 +356,7 @@ def report(bench: Bench, machine: dict[str, str]) -> None:
         print(f"{line.text:68} {value:>24}  {line.outcome()}".rstrip())
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run everything and print it."""
     parser = argparse.ArgumentParser(prog="benchmarks.calls", description=__doc__)
     parser.add_argument(
@@ -372,7 +372,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, help="how many rounds of each figure")
     parser.add_argument("--json", metavar="FILE", help="write every round's figures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     plan = QUICK if options.quick else FULL
     if options.rounds is not None:
         plan = plan._replace(rounds=max(1, options.rounds))

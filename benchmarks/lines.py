@@ -18,13 +18,17 @@ from multiprocessing.managers import BaseManager
 from typing import Any
 
 import state_server
-from state_server import wire
+from state_server import codec, wire
 from state_server.link import Link, new_lane
+
+from .disks import resp
+from .kept import COMMON_KEY
 
 CALL_TIMEOUT_S = 60.0
 _HANDSHAKE_TIMEOUT_S = 30.0
 _NUMBER = struct.Struct("!Q")
 _NUMBER_AT = 6
+_DONE = bytes((wire.MARK, wire.DONE))
 
 
 class Line:
@@ -38,6 +42,10 @@ class Line:
     def request(self) -> bytes | bytearray:
         """Return the frame of a call of ``Bench.query``."""
         raise NotImplementedError
+
+    def is_answer(self, reply: bytes) -> bool:
+        """Tell whether a reply says that the call was done."""
+        return bool(reply)
 
     def slow_request(self, method: str, seconds: float) -> bytes:
         """Return the frame of a call of ``Slow.sleep`` or ``Slow.compute``."""
@@ -61,15 +69,25 @@ class EchoLine(Line):
 
 
 class OwnLine(Line):
-    """A connection as our own client makes it."""
+    """A connection as our own client makes it; it calls one method of one object."""
 
-    def __init__(self, address: wire.Address, key: bytes) -> None:
+    def __init__(
+        self,
+        address: wire.Address,
+        key: bytes,
+        target: tuple[str, str, str] = ("Bench", "default", "query"),
+        arguments: tuple[Any, ...] = (),
+    ) -> None:
         deadline = time.monotonic() + _HANDSHAKE_TIMEOUT_S
         self._link = Link(address, key, new_lane(os.urandom(16)), deadline)
         super().__init__(self._link.socket)
         self._number = 0
+        body = codec.encode((arguments, {})) if arguments else b""
+        packed = wire.pack_target(*target)
         self._frame = bytearray(
-            call_frame(0, self._link.boot_id, "Bench", "query", b"")
+            wire.framed(
+                wire.pack_call(0, CALL_TIMEOUT_S, self._link.boot_id, packed, body)
+            )
         )
 
     def request(self) -> bytes | bytearray:
@@ -77,10 +95,29 @@ class OwnLine(Line):
         _NUMBER.pack_into(self._frame, _NUMBER_AT, self._number)
         return self._frame
 
+    def is_answer(self, reply: bytes) -> bool:
+        return reply[4:6] == _DONE
+
     def slow_request(self, method: str, seconds: float) -> bytes:
         self._number += 1
         body = pickle.dumps(((seconds,), {}), 4)
         return call_frame(self._number, self._link.boot_id, "Slow", method, body)
+
+
+class RedisLine(Line):
+    """A connection to Redis; it has no handshake. Reads a number, and adds one."""
+
+    def __init__(self, path: str) -> None:
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        peer.connect(path)
+        super().__init__(peer)
+        self._frame = resp(b"INCR", COMMON_KEY.encode())
+
+    def request(self) -> bytes:
+        return self._frame
+
+    def is_answer(self, reply: bytes) -> bool:
+        return reply[:1] == b":"
 
 
 class StockLine(Line):
@@ -141,7 +178,12 @@ def connect_own(address: wire.Address, key: bytes) -> state_server.Client:
 def open_lines(
     kind: str, address: wire.Address, key: bytes, count: int
 ) -> Iterator[list[Line]]:
-    """Make connections: ``kind`` is ``echo``, ``own`` or ``stock``."""
+    """Make connections.
+
+    ``kind`` is ``echo``, ``own`` or ``stock``; durable are ``common`` (ours, all call
+    one object), ``each`` (ours, each calls an object of its own), ``table`` and ``small
+    table`` (ours, one key of a journalled dictionary), ``sqlite`` and ``redis``.
+    """
     lines: list[Line] = []
     proxies = []
     if kind == "stock":
@@ -149,18 +191,38 @@ def open_lines(
         # Kept until the end: a stock object is gone with its last proxy.
         proxies = [manager.Bench(), manager.Slow()]
     try:
-        for _ in range(count):
-            if kind == "echo":
+        for number in range(count):
+            if kind in ("echo", "sqlite"):
                 lines.append(EchoLine(address))
-            elif kind == "own":
-                lines.append(OwnLine(address, key))
-            else:
+            elif kind == "redis":
+                assert address.path is not None
+                lines.append(RedisLine(address.path))
+            elif kind == "stock":
                 identities = {
                     name: proxy._token.id
                     for name, proxy in zip(("Bench", "Slow"), proxies, strict=True)
                 }
                 lines.append(StockLine(address, key, identities))
+            elif kind == "own":
+                lines.append(OwnLine(address, key))
+            else:
+                lines.append(OwnLine(address, key, *_durable_call(kind, number)))
         yield lines
     finally:
         for line in lines:
             line.socket.close()
+
+
+def _durable_call(
+    kind: str, number: int
+) -> tuple[tuple[str, str, str], tuple[Any, ...]]:
+    if kind == "common":
+        return ("Counter", COMMON_KEY, "next"), ()
+    if kind == "each":
+        return ("Counter", own_key(number), "next"), ()
+    return ("Table", kind.replace(" ", "-"), "put"), (7, "another value")
+
+
+def own_key(number: int) -> str:
+    """Return the key of the object that one caller has for itself."""
+    return f"caller-{number}"

@@ -15,10 +15,12 @@ import socket
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from state_server import wire
 
+from .disks import SqliteCounter
 from .lines import Line, call_frame, connect_own, connect_stock, open_lines
 
 _context = multiprocessing.get_context("spawn")
@@ -40,6 +42,18 @@ class Count(NamedTuple):
     waiting: float
 
 
+class Timed(NamedTuple):
+    """What came of a closed loop whose calls were timed, in seconds.
+
+    ``calls`` counts those whose answer came, ``all_calls`` those after the end, too.
+    """
+
+    calls: int
+    all_calls: int
+    seconds: float
+    times: list[float]
+
+
 class Worker:
     """A process that does what it is told, one thing at a time."""
 
@@ -59,7 +73,15 @@ class Worker:
 
     def ask(self, *request: Any) -> Any:
         """Have the process do something; return what came of it."""
+        self.begin(*request)
+        return self.result()
+
+    def begin(self, *request: Any) -> None:
+        """Have the process begin something."""
         self._pipe.send(request)
+
+    def result(self) -> Any:
+        """Return what came of it, once it has ended."""
         return self._answer(_ANSWER_TIMEOUT_S)
 
     def _answer(self, timeout_s: float) -> Any:
@@ -157,6 +179,8 @@ def serve_generator(
                 what, *arguments = pipe.recv()
                 if what == "count":
                     pipe.send(_count_calls(lines, *arguments))
+                elif what == "time":
+                    pipe.send(_time_lines(lines, *arguments))
                 else:
                     pipe.send(_pace_calls(lines, *arguments))
         except EOFError:
@@ -201,6 +225,77 @@ def _count_calls(lines: list[Line], seconds: float) -> Count:
     if waiting:
         raise RuntimeError(f"{len(waiting)} calls were never answered.")
     return Count(calls, calls + len(lines), now - started, idle_looks / looks)
+
+
+def _time_lines(lines: list[Line], seconds: float) -> Timed:
+    """Keep one call in flight on every connection, and time each of them.
+
+    Like ``_count_calls`` it never sleeps. When the server goes away in the middle, that
+    is the end, and what was answered until then is returned.
+    """
+    poller = select.epoll()
+    by_descriptor = {line.socket.fileno(): line for line in lines}
+    for descriptor in by_descriptor:
+        poller.register(descriptor, select.EPOLLIN)
+    gc.collect()
+    clock, times, gone = time.perf_counter, [], False
+    started = now = clock()
+    until = started + seconds
+    sent_at = {}
+    for descriptor, line in by_descriptor.items():
+        line.send(line.request())
+        sent_at[descriptor] = clock()
+    try:
+        while now < until:
+            for descriptor, _ in poller.poll(0):
+                line = by_descriptor[descriptor]
+                _check(line, line.recv(_READ_BYTES))
+                now = clock()
+                times.append(now - sent_at[descriptor])
+                line.send(line.request())
+                sent_at[descriptor] = now
+            now = clock()
+    except ConnectionError:
+        gone = True
+    waiting = set() if gone else set(by_descriptor)
+    late, drained_until = 0, clock() + _DRAIN_TIMEOUT_S
+    while waiting and clock() < drained_until:
+        for descriptor, _ in poller.poll(0.1):
+            line = by_descriptor[descriptor]
+            _check(line, line.recv(_READ_BYTES))
+            waiting.discard(descriptor)
+            late += 1
+    poller.close()
+    if waiting:
+        raise RuntimeError(f"{len(waiting)} calls were never answered.")
+    return Timed(len(times), len(times) + late, now - started, times)
+
+
+def _check(line: Line, reply: bytes) -> None:
+    if not reply:
+        raise ConnectionResetError("The server closed a connection.")
+    if not line.is_answer(reply):
+        raise RuntimeError(f"A call failed: {reply!r}")
+
+
+def serve_commits(pipe: Connection, path: str) -> None:
+    """Be a process that commits to SQLite, one transaction after another."""
+    counter = SqliteCounter(Path(path))
+    clock = time.perf_counter
+    pipe.send("ready")
+    try:
+        while True:
+            (seconds,) = pipe.recv()
+            times, started = [], clock()
+            before, until = started, started + seconds
+            while before < until:
+                counter.add()
+                now = clock()
+                times.append(now - before)
+                before = now
+            pipe.send(Timed(len(times), len(times), before - started, times))
+    except EOFError:
+        counter.close()
 
 
 def _pace_calls(

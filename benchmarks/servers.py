@@ -1,7 +1,7 @@
 """The servers under measurement, each a process of its own.
 
-``python -m benchmarks.servers echo|stock ADDRESS`` is one of the rivals; it prints
-``ready ADDRESS`` and ends when its standard input closes. ``Server`` starts any.
+``python -m benchmarks.servers echo|stock|sqlite ADDRESS`` is one of the rivals; it
+prints ``ready ADDRESS`` and ends when its standard input closes. ``Server`` starts any.
 """
 
 from __future__ import annotations
@@ -19,19 +19,29 @@ from typing import Any
 from state_server import wire
 
 from . import workload
+from .disks import SqliteCounter, cpu_s
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY_VARIABLE = "STATE_SERVER_AUTHKEY"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """One server process. ``kind``: ``echo``, ``stock`` or ``ours``."""
+    """One server process. ``kind``: ``echo``, ``stock``, ``sqlite`` or ``ours``.
+
+    ``objects``: the module of the shared classes, ours only.
+    """
 
     def __init__(
-        self, kind: str, folder: Path, key: str, cpus: set[int], *, tcp: bool
+        self,
+        kind: str,
+        folder: Path,
+        key: str,
+        cpus: set[int],
+        *,
+        tcp: bool = False,
+        objects: str = "benchmarks.workload",
     ) -> None:
         address = "tcp://127.0.0.1:0" if tcp else f"unix://{folder}/{kind}.sock"
         self.kind = kind
@@ -41,7 +51,7 @@ class Server:
                 str(ROOT / "start_manager.py"),
                 *("--data-dir", str(folder / "var")),
                 *("--address", address),
-                *("--objects", "benchmarks.workload"),
+                *("--objects", objects),
                 *("--parent-fd", "0"),
             ]
         else:
@@ -74,9 +84,22 @@ class Server:
 
     def cpu_s(self) -> float:
         """Return the processor time that the process has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2]
-        user, system = fields.split()[11:13]
-        return (int(user) + int(system)) / _TICKS_PER_S
+        return cpu_s(self.process_id)
+
+    @property
+    def process_id(self) -> int:
+        """Return the identity of the process."""
+        return self._process.pid
+
+    def resident_bytes(self) -> int:
+        """Return how much memory the process holds."""
+        pages = Path(f"/proc/{self.process_id}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self.stop()
 
     def stop(self) -> None:
         """End the process, gently at first."""
@@ -137,6 +160,36 @@ def _serve_stock(address: wire.Address) -> None:
     server.serve_forever()
 
 
+def _serve_sqlite(address: wire.Address) -> None:
+    """Answer each frame with the next number, one SQLite transaction for each.
+
+    One thread for all connections: SQLite lets one transaction write at a time, so more
+    threads or processes would only wait for each other, and for the interpreter lock.
+    """
+    assert address.path is not None
+    counter = SqliteCounter(Path(f"{address.path}.db"))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address.path)
+    listener.listen(1024)
+    print("ready", address.path, flush=True)
+    poller = select.epoll()
+    poller.register(listener.fileno(), select.EPOLLIN)
+    peers: dict[int, socket.socket] = {}
+    while True:
+        for descriptor, _ in poller.poll():
+            if descriptor == listener.fileno():
+                peer, _ = listener.accept()
+                peers[peer.fileno()] = peer
+                poller.register(peer.fileno(), select.EPOLLIN)
+                continue
+            peer = peers[descriptor]
+            if peer.recv(65536):
+                peer.send(counter.next().to_bytes(8, "big"))
+            else:
+                poller.unregister(descriptor)
+                peers.pop(descriptor).close()
+
+
 def _end_with_parent() -> None:
     while sys.stdin.read(1):
         pass
@@ -145,5 +198,6 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    serve = {"echo": _serve_echo, "stock": _serve_stock}[sys.argv[1]]
+    rivals = {"echo": _serve_echo, "stock": _serve_stock, "sqlite": _serve_sqlite}
+    serve = rivals[sys.argv[1]]
     serve(wire.parse_address(sys.argv[2]))

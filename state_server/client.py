@@ -347,14 +347,18 @@ class _Exchange:
         if reply.number != self.number:
             self.lane, self.first_boot = link.lane, boot
             raise BrokenLink("a reply to another call came", sent=True)
-        if reply.failed and self.lane is None:
+        if reply.failed:
             self._look_for_stopping(reply)
         return reply
 
     def _look_for_stopping(self, reply: wire.Reply) -> None:
-        """Go on to the next manager when this one is stopping: nothing has run."""
+        """Go on to the next manager when this one is stopping: nothing has run.
+
+        It looks up what it remembers before it says so: a repeat has not run either.
+        """
         failure = failures.unpack(reply.body)
         if failure.code == Stopping.__name__:
+            self.lane, self.first_boot = None, b""
             raise Stopping(failure.text)
 
     def _give_up(self, error: Exception) -> None:

@@ -325,7 +325,7 @@ class Crew:
 
     def _rest(self) -> None:
         self._monitor_looks.clear()
-        if not self._in_turn:
+        if not self._in_turn and not self.stopping:
             self._monitor_looks.wait(60.0)
 
     def _displace(self) -> None:

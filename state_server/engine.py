@@ -106,6 +106,7 @@ class Engine:
         self._accepted = 0
         self._draining = False
         self._out_of_descriptors = False
+        self._out_of_descriptors_at = 0.0
         self._connections_edge = Edge(log, "open connections", limits.connections_max)
         self._handshakes_edge = Edge(
             log, "connections without a proven key", limits.handshakes_max
@@ -374,6 +375,7 @@ class Engine:
 
         Left alone it would wake the leader for ever. The listener then rests a moment.
         """
+        self._out_of_descriptors_at = time.monotonic()
         if not self._out_of_descriptors:
             self._out_of_descriptors = True
             log.warning("No descriptor for a new connection: %s.", error)
@@ -410,9 +412,6 @@ class Engine:
         self._connections_edge.left(len(self._connections))
         self._handshakes_edge.left(len(self._handshaking))
         self._inbound_edge.left(self._inbound_bytes)
-        if self._out_of_descriptors:
-            self._out_of_descriptors = False
-            log.warning("There are descriptors for new connections again.")
 
     def _sweep(self) -> None:
         """Close what is over its time; a few dictionary looks, four times a second."""
@@ -439,6 +438,9 @@ class Engine:
                 if self._reserve is None:
                     self._keep_a_reserve()
                 self._poller.register(descriptor, polling.READ)
+        if self._out_of_descriptors and now - self._out_of_descriptors_at > 1.0:
+            self._out_of_descriptors = False
+            log.warning("There are descriptors for new connections again.")
         if self._draining:
             self._close_listeners()
 

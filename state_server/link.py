@@ -156,6 +156,11 @@ class Link:
         except (NotAllowed, TooLarge) as error:
             raise BrokenLink(f"the reply cannot be read ({error})", sent=True) from None
 
+    @property
+    def has_leftovers(self) -> bool:
+        """Tell whether more has come than the reply that was read."""
+        return self._reader.buffered > 0
+
     def is_quiet(self) -> bool:
         """Tell whether nothing has come since the last reply: not even an end."""
         return not self._reader.buffered and not self._wait(0)

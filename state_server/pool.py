@@ -87,10 +87,10 @@ class Pool:
 
     def give(self, link: Link) -> None:
         """Take back a link whose last call was answered."""
-        is_old = time.monotonic() - link.made_at > _LINK_AGE_MAX_S
+        worn = time.monotonic() - link.made_at > _LINK_AGE_MAX_S or link.has_leftovers
         with self._lock:
             # A child that was forked in the meantime has other links.
-            if link in self._links and not self._closed and not is_old:
+            if link in self._links and not self._closed and not worn:
                 self._free.append(link)
                 if self._waiting:
                     self._freed.notify()

@@ -337,15 +337,24 @@ def fresh_lane() -> Lane:
 
 
 class RogueServer:
-    """A listening Unix socket; each connection is given to ``serve`` in a thread."""
+    """A listening socket; each connection is given to ``serve`` in a thread.
 
-    def __init__(self, path: Path, serve: Callable[[FrameSocket], None]) -> None:
-        self.address = f"unix://{path}"
+    Without a ``path`` it is a TCP socket.
+    """
+
+    def __init__(
+        self, path: Path | None, serve: Callable[[FrameSocket], None]
+    ) -> None:
         self.accepted = 0
         self.errors: list[Exception] = []
         self._serve = serve
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
+        if path is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(str(path))
+            self.address = f"unix://{path}"
         self._listener.listen(64)
         self._threads: list[threading.Thread] = []
         self._peers: list[FrameSocket] = []

@@ -53,7 +53,7 @@ class Op(NamedTuple):
         shown = ", ".join(map(repr, args))
         result = "?" if self.result is UNKNOWN else repr(self.result)
         end = "…" if self.end is None else f"{self.end / 1e6:.3f}"
-        return f"{self.start / 1e6:.3f}–{end} ms {self.who}: {name}({shown}) = {result}"
+        return f"{self.start / 1e6:.3f}-{end} ms {self.who}: {name}({shown}) = {result}"
 
 
 class Model(Protocol):
@@ -335,8 +335,8 @@ class Register:
         """Return those that found this value, first what has the earliest end.
 
         Where a value was there only once, what changed it must follow: it is looked
-        at together with what wrote it. If it starts after another candidate has ended, that one
-        would come too late.
+        at together with what wrote it. If it starts after another candidate has ended,
+        that one would come too late.
         """
         fitting = []
         for op in candidates:
@@ -379,12 +379,13 @@ def register(history: Iterable[Op]) -> tuple[Register, list[Op]]:
             earlier = seen_at.get(op.result, op.end)
             seen_at[op.result] = min(earlier, op.end)
     writers = Counter(_written(op) for op in ops)
-    kept, unknown = [], []
-    for op in ops:
-        (unknown if op.end is None else kept).append(op)
+    kept = [op for op in ops if op.end is not None]
+    unknown = [op for op in ops if op.end is None]
     wanted = set(seen_at)
     while True:
-        useful = [op for op in unknown if op.call[0] != "get" and _written(op) in wanted]
+        useful = [
+            op for op in unknown if op.call[0] != "get" and _written(op) in wanted
+        ]
         more = wanted | {op.call[1] for op in useful if op.call[0] == "swap"}
         if more == wanted:
             break
@@ -404,7 +405,7 @@ def _written(op: Op) -> Any:
 
 
 class Queue:
-    """First in, first out: ``put(value)`` returns ``None``, ``get()`` the first or that.
+    """First in, first out; ``get()`` returns ``None`` when nothing is there.
 
     Every value is put once. ``taken``: from when to when each value was got, if it was.
     """
@@ -430,7 +431,7 @@ class Queue:
 
     def is_safe(self, state: State, op: Op) -> bool:
         """Tell whether it is a get: until the first is taken, nothing else can be."""
-        return op.call[0] == "get"
+        return bool(op.call[0] == "get")
 
     def limit(self, op: Op) -> float:
         """Return when the value of a put had been got, or the queue been empty."""
@@ -523,40 +524,49 @@ def faults_of_queue(history: Iterable[Op]) -> list[str]:
             f"{len(vanished)} values are not there any more, but only {unknown_gets} "
             f"gets have an unknown outcome; one of them: {vanished[0]}"
         )
-    #: From when and until when each value was in the queue for certain.
     stays = [
-        (_by_end(put[value]), float(get.start), put[value], _by_end(get), put[value].start)
+        _Stay(_by_end(put[value]), get.start, put[value], _by_end(get))
         for value, get in got.items()
         if value in put
     ]
     if not unknown_gets:
-        stays += [(_by_end(op), _EVER, op, _EVER, op.start) for op in lost]
-    stays.sort(key=lambda stay: stay[0])
+        stays += [_Stay(_by_end(op), _EVER, op, _EVER) for op in lost]
+    stays.sort(key=lambda stay: stay.since)
     return faults + list(_overtaken(stays)) + list(_not_empty(stays, empty))
 
 
-_Stay = tuple[float, float, Op, float, int]
+class _Stay(NamedTuple):
+    """A value that was in the queue from ``since`` to ``until`` for certain."""
+
+    since: float
+    until: float
+    put: Op
+    taken: float
+
+
+def _longer(one: _Stay, other: _Stay) -> _Stay:
+    return one if one.until >= other.until else other
 
 
 def _overtaken(stays: list[_Stay]) -> Iterator[str]:
     """Yield what was put after something else, and taken before it."""
-    ends = [stay[0] for stay in stays]
-    longest = list(itertools.accumulate(stays, lambda a, b: a if a[1] >= b[1] else b))
-    for _, _, put, got_end, put_start in stays:
-        before = bisect.bisect_left(ends, put_start)
-        if before and longest[before - 1][1] > got_end:
-            yield f"got before what had been put before: {put}; {longest[before - 1][2]}"
+    ends = [stay.since for stay in stays]
+    longest = list(itertools.accumulate(stays, _longer))
+    for stay in stays:
+        before = bisect.bisect_left(ends, stay.put.start)
+        if before and longest[before - 1].until > stay.taken:
+            overtaken = longest[before - 1].put
+            yield f"got before what had been put before: {stay.put}; {overtaken}"
 
 
 def _not_empty(stays: list[_Stay], empty: list[Op]) -> Iterator[str]:
     """Yield the answers ``empty`` during which something was there at every moment."""
     for op in empty:
         moment = float(op.start)
-        for since, until_when, *_ in stays:
-            if since >= moment and since > op.start:
+        for stay in stays:
+            if stay.since >= moment:
                 break
-            if since < moment or since < op.start:
-                moment = max(moment, until_when)
+            moment = max(moment, stay.until)
         if moment > _by_end(op):
             yield f"said to be empty while it was not: {op}"
 

@@ -311,6 +311,20 @@ def run_scenario() -> None:
     fresh.replace(report)
 
 
+def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP, and wait until each of its threads stands still."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stands_still() -> bool:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            stat = (task / "stat").read_text()
+            if stat.rpartition(")")[2].split()[0] != "T":
+                return False
+        return True
+
+    wait_until(stands_still)
+
+
 def is_running(pid: int) -> bool:
     """Tell whether a thread of a process runs now, or would if it were let."""
     for task in Path(f"/proc/{pid}/task").iterdir():

@@ -308,11 +308,12 @@ class Store:
         self._lock = threading.Lock()
         self._items = ["first", "second"]
 
-    def block(self, seconds: float, mark: str) -> None:
-        """Keep everybody waiting."""
+    def block(self, mark: str, until: str) -> None:
+        """Keep everybody waiting until there is a file ``until``."""
         with self._lock:
             touch(mark)
-            time.sleep(seconds)
+            while not os.path.exists(until):
+                time.sleep(0.01)
 
     def take(self, mark: str | None = None) -> str | None:
         """Take an item out; ``mark`` is a file made when the method begins."""

@@ -58,6 +58,7 @@ class FakeLink:
     def __init__(self, lane: Lane, script: deque[Act] | None = None) -> None:
         self.lane = lane
         self.is_local = False
+        self.has_leftovers = False
         self.script = deque() if script is None else script
         self.number = 0
         self.boot_id = BOOT_ID

@@ -739,6 +739,30 @@ def test_monitor_does_not_rest_through_a_turn_that_begins(
     assert event.waited == 0, "the monitor sleeps while a turn runs"
 
 
+@pytest.mark.parametrize("moment", ["before_clear", "after_clear", "before_wait"])
+def test_monitor_does_not_rest_through_the_stop(
+    make_ship: MakeShip, moment: str
+) -> None:
+    """Whenever the crew stops while the monitor goes to rest, the monitor ends.
+
+    It would rest for a minute otherwise, and the stop would be given up.
+    """
+    ship = make_ship(start=False)
+    event = RaceEvent()
+    event.set()
+    ship.crew._monitor_looks = event  # type: ignore[assignment]
+
+    def stop() -> None:
+        # The first two things that stop() does.
+        ship.crew.stopping = True
+        event.set()
+
+    setattr(event, moment, stop)
+    ship.crew._rest()
+
+    assert event.waited == 0
+
+
 def test_turn_is_announced_before_the_monitor_is_asked(make_ship: MakeShip) -> None:
     """A leader looks whether the monitor rests only after it has said it is in a turn.
 

@@ -692,8 +692,8 @@ def test_a_reply_to_another_call_is_never_taken(tmp_path: Path, offset: int) -> 
     assert type(result) is Unanswered, result
 
 
-def test_a_reply_that_came_before_its_call_is_never_taken(tmp_path: Path) -> None:
-    """A link on which something waits already is not used for the next call."""
+def test_a_reply_that_came_before_its_call_is_never_taken() -> None:
+    """A TCP link on which something waits already is not used for the next call."""
     calls: list[int] = []
 
     def serve(frames: FrameSocket) -> None:
@@ -707,7 +707,7 @@ def test_a_reply_that_came_before_its_call_is_never_taken(tmp_path: Path) -> Non
             frames.send(wire.pack_reply(number + 1, False, early))
 
     with (
-        RogueServer(tmp_path / "rogue", serve) as server,
+        RogueServer(None, serve) as server,
         state_server.connect(server.address, KEY, timeout=5) as client,
     ):
         assert client.control("anything") == "answer 1"

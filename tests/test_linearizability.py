@@ -65,10 +65,8 @@ def test_a_lost_update_is_found() -> None:
 
 def test_a_write_that_was_lost_is_found() -> None:
     """What was put is there for whoever reads afterwards."""
-    assert (
-        outcome(register, op(0, 1, "put", "a", result=None), op(2, 3, "get", result=None))
-        is Outcome.VIOLATION
-    )
+    history = [op(0, 1, "put", "a", result=None), op(2, 3, "get", result=None)]
+    assert outcome(register, *history) is Outcome.VIOLATION
 
 
 def test_a_write_made_twice_is_found() -> None:
@@ -265,7 +263,7 @@ def recorded(
     lost in the middle of one, whose effect then comes at any time later, or never.
     """
     free = [(0.0, caller) for caller in range(callers)]
-    pending = []
+    pending: list[tuple[float, float, float | None, tuple[Any, ...], bool]] = []
     for number in range(calls):
         start, caller = heapq.heappop(free)
         call = make_call(chance, number)
@@ -300,7 +298,7 @@ def test_what_a_real_object_did_is_accepted(
     seed: int, calls: int, callers: int, unknown: float
 ) -> None:
     """However the calls overlap, and whoever is lost."""
-    options = {"calls": calls, "callers": callers, "unknown": unknown}
+    options: dict[str, Any] = {"calls": calls, "callers": callers, "unknown": unknown}
     chance = random.Random(seed)
     words = recorded(Words(), call_of_register, chance, **options)
     assert check(register, words).outcome is Outcome.VALID
@@ -340,7 +338,7 @@ def by_all_orders(target: Callable[[], Any], history: list[Op]) -> bool:
 def test_the_search_agrees_with_trying_everything(seed: int, wrong: bool) -> None:
     """On short histories, true ones and ones with two answers exchanged."""
     chance = random.Random(seed)
-    options = {"calls": 6, "callers": 3, "unknown": 0.25}
+    options: dict[str, Any] = {"calls": 6, "callers": 3, "unknown": 0.25}
     for target, make_call, prepare in (
         (Words, call_of_register, register),
         (Line, call_of_queue, queue),

@@ -27,6 +27,7 @@ import state_server
 from .processes import (
     ROOT,
     Side,
+    freeze,
     is_alive,
     our_manager,
     run_bounded,
@@ -367,7 +368,7 @@ def leave_while_the_manager_is_frozen(side: Side) -> str:
     """End the process while the manager stands still."""
     handle = side.get("Echo")
     handle.echo(1)
-    os.kill(side.pid, signal.SIGSTOP)
+    freeze(side.pid)
     return "left"
 
 
@@ -377,7 +378,7 @@ def call_a_frozen_manager(side: Side) -> str:
     handle.echo(1)
     if side.ours:
         handle = handle.with_options(timeout=1.0)
-    os.kill(side.pid, signal.SIGSTOP)
+    freeze(side.pid)
     try:
         handle.echo(2)
     except Exception as error:
@@ -407,7 +408,7 @@ def test_frozen_manager_thaws(tmp_path: Path) -> None:
     with our_manager(tmp_path / "ours") as manager, manager.client() as client:
         counter = client.get("Counter")
         numbers = [counter.query()]
-        os.kill(manager.pid, signal.SIGSTOP)
+        freeze(manager.pid)
         found: list[int] = []
         threads = [
             threading.Thread(target=lambda: found.append(counter.query()))

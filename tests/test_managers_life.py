@@ -86,7 +86,7 @@ def test_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
         echo = client.get("Echo")
 
         def call() -> None:
-            found.append(echo.echo_late("whole", 0.5, mark))
+            found.append(echo.echo_late("whole", 1.0, mark))
 
         # They take turns: when the signal comes one runs and two wait.
         threads = [threading.Thread(target=call) for _ in range(3)]
@@ -137,9 +137,9 @@ def take_and_be_killed(side: Side, mark: str) -> None:
 
 def swallow_an_item(side: Side) -> Any:
     """Keep the object busy; a second client asks for an item and is killed; look."""
-    busy, asked = side.mark("busy"), side.mark("asked")
+    busy, asked, enough = map(side.mark, ("busy", "asked", "enough"))
     store = side.get("Store")
-    blocker = threading.Thread(target=store.block, args=(1.5, busy))
+    blocker = threading.Thread(target=store.block, args=(busy, enough))
     blocker.start()
     wait_until(lambda: os.path.exists(busy))
     child = subprocess.Popen(
@@ -171,6 +171,7 @@ def swallow_an_item(side: Side) -> Any:
         wait_until(lambda: os.path.exists(asked))
         child.kill()
     child.wait()
+    Path(enough).touch()
     blocker.join()
     return store.take()
 

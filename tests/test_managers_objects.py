@@ -154,7 +154,7 @@ def call_while_another_is_built(side: Side) -> float:
 
 
 def test_slow_constructor(sides: Sides) -> None:
-    """While one object takes its time to be built, new handles of others are answered."""
+    """While one object takes long to be built, new handles of others are answered."""
     ours, stock = run_both(sides, call_while_another_is_built)
     assert ours.value < 1.0
     assert stock.value > 1.0, stock

@@ -28,6 +28,7 @@ from .processes import (
     Outcome,
     Side,
     descriptor_count,
+    freeze,
     is_running,
     our_manager,
     run_bounded,
@@ -283,7 +284,7 @@ def test_too_many_connections(tmp_path: Path) -> None:
 
 def count_late_connects(side: Side, wanted: int) -> int:
     """Connect many sockets while the server is busy elsewhere; return the late ones."""
-    os.kill(side.pid, signal.SIGSTOP)
+    freeze(side.pid)
     peers, late = [], 0
     family = socket.AF_UNIX if isinstance(side.address, str) else socket.AF_INET
     with selectors.DefaultSelector() as selector:
@@ -311,11 +312,11 @@ def count_late_connects(side: Side, wanted: int) -> int:
 def test_burst_of_connects(tmp_path: Path, tcp: bool) -> None:
     """Two hundred connects while the server looks elsewhere all succeed at once.
 
-    A backlog of 16 refuses the rest, or lets it wait for a second.
+    A backlog of 16, or of 128, refuses the rest, or lets it wait for a second.
     """
     with both(tmp_path, tcp=tcp) as (ours, stock):
         assert run_bounded(ours, count_late_connects, 200).value == 0
-        assert run_bounded(stock, count_late_connects, 200).value > 100
+        assert run_bounded(stock, count_late_connects, 200).value > 50
 
 
 def test_two_hundred_clients_at_once(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import os
 import random
+import signal
 import sys
+import threading
 
 from .run import Plan, Run
 
@@ -21,15 +24,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=None, help="drawn if left out")
-    parser.add_argument("--transport", choices=("unix", "tcp"), default=None,
-                        help="of the manager; the seed decides if left out")
-    parser.add_argument("--without", default="", metavar="SAFETY",
-                        help="memory, replies or gate: show that the run notices")
+    parser.add_argument(
+        "--transport",
+        choices=("unix", "tcp"),
+        default=None,
+        help="of the manager; the seed decides if left out",
+    )
+    parser.add_argument(
+        "--without",
+        default="",
+        metavar="SAFETY",
+        help="memory, replies or gate: show that the run notices",
+    )
     parser.add_argument("--clients", type=int, default=Plan._field_defaults["clients"])
     parser.add_argument("--threads", type=int, default=Plan._field_defaults["threads"])
-    parser.add_argument("--kill-every", type=float, metavar="SECONDS",
-                        default=Plan._field_defaults["kill_every_s"],
-                        help="mean time that a manager lives once it is ready")
+    parser.add_argument(
+        "--kill-every",
+        type=float,
+        metavar="SECONDS",
+        default=Plan._field_defaults["kill_every_s"],
+        help="mean time that a manager lives once it is ready",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(10**6)
@@ -43,17 +58,28 @@ def main() -> int:
         kill_every_s=options.kill_every,
         keep=options.keep,
     )
-    # Whatever hangs: say where, and end. Children end when their pipes close.
-    faulthandler.dump_traceback_later(plan.seconds + AROUND_S, exit=True)
-    report = Run(plan).run()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    run = Run(plan)
+    watchdog = threading.Timer(plan.seconds + AROUND_S, _give_up, [run])
+    watchdog.daemon = True
+    watchdog.start()
+    report = run.run()
+    watchdog.cancel()
     for violation in report.violations[:SHOWN_MAX]:
         print(f"VIOLATION: {violation}\n")
     print("\n".join(report.lines))
     if report.folder is not None:
         print(f"Everything is kept in {report.folder}")
     if report.violations:
-        print(f"Again: python -m tests.chaos --minutes {options.minutes:g} --seed {seed}")
+        print(f"Again: --minutes {options.minutes:g} --seed {seed}")
     return 1 if report.violations else 0
+
+
+def _give_up(run: Run) -> None:
+    """Whatever hangs: say where, and end everything."""
+    faulthandler.dump_traceback()
+    run.end_everything()
+    os._exit(2)
 
 
 if __name__ == "__main__":

@@ -159,8 +159,13 @@ def count(records: Iterable[Record]) -> Numbers:
             continue
         calls[record.outcome] += 1
         if record.outcome != history.OK:
-            reasons[str(record.value).partition(":")[0]] += 1
+            reasons[_reason(str(record.value))] += 1
         way = record.who.partition("-")[0]
         passed_s = (record.end - record.start) / 1e9
         longest_s[way] = max(passed_s, longest_s.get(way, 0.0))
     return Numbers(calls, repeats, lost, longest_s, reasons)
+
+
+def _reason(text: str) -> str:
+    """Return the name of the error, or the status of the response."""
+    return " ".join(text.partition(":")[0].split()[: 2 if text[0].islower() else 1])

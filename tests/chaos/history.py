@@ -1,8 +1,9 @@
 """What clients write down, line by line, and how it is read afterwards.
 
-Before a call ``["i", id, time, who, object, call]``, after it ``["o", id, time, outcome,
-value, repeats]``. Each line is one ``write`` to the file, so that whatever was written
-before a kill -9 is there. Times are those of ``time.monotonic_ns``: one clock for all.
+Before a call ``["i", id, time, who, object, call]``, after it ``["o", id, time,
+outcome, value, repeats]``. Each line is one ``write`` to the file, so that whatever was
+written before a kill -9 is there. Times are those of ``time.monotonic_ns``: one clock
+for all.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Writer:
 
 
 class Record(NamedTuple):
-    """One call, whole. ``end`` and ``outcome`` are ``None`` if its client was killed."""
+    """One call, whole. ``end`` and ``outcome`` are ``None`` if its client died."""
 
     who: str
     target: tuple[str, str]

@@ -1,9 +1,9 @@
 """The shared classes of the chaos run, and what its manager counts or does without.
 
-Loaded with ``--objects tests.chaos.objects``. ``CHAOS_COUNT`` names a file that gets one
-letter for each remembered reply that was given again: ``d`` where the call was first
-sent to a manager that has ended, so that the reply came from disk, ``m`` otherwise. A
-file, because a manager that is killed takes its own numbers along.
+Loaded with ``--objects tests.chaos.objects``. ``CHAOS_COUNT`` names a file that gets
+one letter for each remembered reply that was given again: ``d`` where the call was
+first sent to a manager that has ended, so that the reply came from disk, ``m``
+otherwise. A file, because a manager that is killed takes its own numbers along.
 
 ``CHAOS_WITHOUT`` names safeties that are switched off, to show that the run notices.
 """
@@ -74,7 +74,7 @@ class Queue:
 
 @share(durable="journal")
 class Ledger:
-    """Counts in a journal, with a seal that depends on everything that was ever drawn."""
+    """Counts in a journal, with a seal over all random numbers that were drawn."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -111,9 +111,10 @@ def _without_memory() -> None:
     admit = Host._admit
 
     def forgetful(self: Host, call: Any, destination: Any) -> Any:
-        memory = None if call.lane is None else self._lanes.get(call.lane.lane)
-        if memory is not None and memory.ticket is None:
-            memory.number = 0
+        if call.lane is not None:
+            memory = self._lanes.get(call.lane, destination)
+            if memory.ticket is None:
+                memory.number = 0
         return admit(self, call, destination)
 
     Host._admit = forgetful  # type: ignore[method-assign]

@@ -30,6 +30,9 @@ from .checks import Violation
 from .client import WORDS, Orders
 from .proxy import CuttingProxy
 
+#: How often a run says how far it is.
+TELL_S = 30.0
+
 #: How long anything may take that must come to an end.
 PATIENCE_S = 60.0
 
@@ -64,7 +67,14 @@ class Report(NamedTuple):
 class Manager:
     """The manager of the run: one process after another, on the same folder."""
 
-    def __init__(self, folder: Path, options: list[str], environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: list[str],
+        environ: dict[str, str],
+        lifeline_fd: int,
+    ) -> None:
+        self._lifeline_fd = lifeline_fd
         self.data_dir = folder / "var"
         self._log_path = folder / "manager.log"
         self._options = options
@@ -80,10 +90,12 @@ class Manager:
                     sys.executable,
                     str(ROOT / "start_manager.py"),
                     *("--data-dir", str(self.data_dir)),
+                    *("--parent-fd", str(self._lifeline_fd)),
                     *self._options,
                 ],
                 cwd=ROOT,
                 env=self._environ,
+                pass_fds=[self._lifeline_fd],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
@@ -141,8 +153,11 @@ class Run:
         self.longest_start_s = 0.0
         self._epoch_ns = time.monotonic_ns()
         self._environ = {
-            **{name: value for name, value in os.environ.items()
-               if not name.startswith(("STATE_SERVER_", "CHAOS_", "PYTHONHASHSEED"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("STATE_SERVER_", "CHAOS_", "PYTHONHASHSEED"))
+            },
             "PYTHONPATH": str(ROOT),
             "CHAOS_COUNT": str(self._folder / "remembered"),
             "CHAOS_WITHOUT": plan.without,
@@ -154,7 +169,12 @@ class Run:
         if plan.transport == "tcp":
             options += ["--address", "tcp://127.0.0.1:0"]
         self._options = options
-        self._manager = Manager(self._folder, self._options, self._environ)
+        #: Managers end by themselves when this process is gone.
+        self._lifeline = os.pipe()
+        self._manager = Manager(
+            self._folder, self._options, self._environ, self._lifeline[0]
+        )
+        self._threads: list[threading.Thread] = []
         self._proxy: CuttingProxy | None = None
 
     # The run -------------------------------------------------------------------------
@@ -168,10 +188,10 @@ class Run:
                 self._calm_down()
                 self._read_at_the_end()
         except BaseException:
-            self._violations.append(Violation(f"the run broke: {traceback.format_exc()}"))
+            self._fail(f"the run broke: {traceback.format_exc()}")
             raise
         finally:
-            self._end_everything()
+            self.end_everything()
             ran_s = time.monotonic() - started
         return self._judge(ran_s)
 
@@ -228,16 +248,25 @@ class Run:
         for place in range(self._plan.clients):
             self._clients.append(self._start_client(place))
         end = time.monotonic() + self._plan.seconds
-        threads = [
-            threading.Thread(target=self._again_and_again, args=(kill,))
-            for kill in (self._kill_managers, self._kill_workers, self._kill_clients)
-        ]
-        for thread in threads:
+        for kill in (self._kill_managers, self._kill_workers, self._kill_clients):
+            thread = threading.Thread(target=self._again_and_again, args=(kill,))
+            self._threads.append(thread)
             thread.start()
+        tell_at = time.monotonic() + TELL_S
         while time.monotonic() < end and not self._stop.wait(0.1):
             self._look_around()
+            if time.monotonic() > tell_at:
+                tell_at += TELL_S
+                print(
+                    f"… {end - time.monotonic():.0f} s left, {self.manager_kills} "
+                    f"managers killed, {len(self._violations)} violations so far",
+                    file=sys.stderr,
+                )
+        self._stop_killing()
+
+    def _stop_killing(self) -> None:
         self._stop.set()
-        for thread in threads:
+        for thread in self._threads:
             thread.join(2 * PATIENCE_S)
 
     def _look_around(self) -> None:
@@ -324,8 +353,9 @@ class Run:
             lines = (done.stdout + done.stderr).splitlines()
             self._fail("the state on disk is not in order", *lines[-25:])
 
-    def _end_everything(self) -> None:
-        self._stop.set()
+    def end_everything(self) -> None:
+        """End every process and thread of the run."""
+        self._stop_killing()
         if self._proxy is not None:
             self._proxy.stop()
         web = [self._web] if self._web is not None else []
@@ -341,6 +371,13 @@ class Run:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._manager.kill()
+        for descriptor in self._lifeline:
+            os.close(descriptor)
+
+    def _note(self, what: str) -> None:
+        """Write down what was done, on the clock of the histories."""
+        with (self._folder / "events.log").open("a") as log:
+            log.write(f"{time.monotonic_ns() / 1e6:.3f} ms {what}\n")
 
     # What is done to it --------------------------------------------------------------
 
@@ -359,16 +396,19 @@ class Run:
         assert self._manager.process is not None
         if chance.random() < 0.1:
             self._manager.process.send_signal(signal.SIGSTOP)
+            self._note("manager paused")
             self.pauses += 1
             time.sleep(chance.uniform(0.0, 0.7))
             self._manager.process.send_signal(signal.SIGCONT)
             time.sleep(chance.uniform(0.0, 0.02))
+        self._note("manager killed")
         self._manager.kill()
         self.manager_kills += 1
         while chance.random() < 0.2:
             # While it starts: before, in and after recovery.
             self._manager.spawn()
             time.sleep(chance.uniform(0.0, 1.0))
+            self._note("manager killed while starting")
             self._manager.kill()
             self.manager_kills += 1
             self.early_kills += 1
@@ -377,6 +417,7 @@ class Run:
         if not self._manager.wait_until_ready():
             self._fail("the manager did not come back", *self._manager.tail())
             self._stop.set()
+        self._note("manager ready")
         self.longest_start_s = max(self.longest_start_s, time.monotonic() - began)
 
     def _kill_workers(self, chance: random.Random) -> None:
@@ -386,6 +427,7 @@ class Run:
         if workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(workers), signal.SIGKILL)
+                self._note("worker killed")
                 self.worker_kills += 1
 
     def _workers(self) -> list[int]:
@@ -400,6 +442,7 @@ class Run:
         process = self._clients[place]
         if process.poll() is not None:
             self._fail(f"a client ended with {process.poll()}", *self._client_noise())
+        self._note("client killed")
         process.kill()
         process.wait()
         assert process.stdin is not None
@@ -466,6 +509,9 @@ class Run:
             remembered = (self._folder / "remembered").read_bytes()
         cuts = {} if self._proxy is None else self._proxy.cuts
         plan, calls = self._plan, numbers.calls
+        reasons = ", ".join(
+            f"{times} {why}" for why, times in numbers.reasons.most_common(8)
+        )
         without = f", without {plan.without}" if plan.without else ""
         lines = [
             f"chaos: {plan.seconds / 60:g} minutes (with start and end {ran_s:.0f} s), "
@@ -479,8 +525,7 @@ class Run:
             f"calls: {len(records)}; answered {calls[history.OK]}, refused "
             f"{calls[history.FAILED]}, outcome unknown {calls[history.UNCLEAR]}, "
             f"lost with their client {numbers.lost_with_client}",
-            "not answered: "
-            + (", ".join(f"{n} {why}" for why, n in numbers.reasons.most_common(8)) or "-"),
+            f"not answered: {reasons or 'none'}",
             f"repeats: {numbers.repeats} calls sent again; remembered replies used: "
             f"{len(remembered)} (of these {remembered.count(b'd')} from disk)",
             "longest a call was stuck: "
@@ -489,7 +534,7 @@ class Run:
             )
             + f"; longest start of a manager: {self.longest_start_s:.2f} s",
             f"checked: {findings.numbers} numbers of counters, {findings.histories} "
-            f"histories; undecided: {len(findings.undecided)}"
+            f"histories; not decided: {len(findings.undecided)}"
             + "".join(f" {shown}" for shown in findings.undecided[:5]),
             f"violations: {len(violations)}",
         ]
