@@ -1,38 +1,8 @@
-"""Start the web half: read the settings, run the supervisor."""
+"""Start the web half: ``python start_web.py --app app:create_app``."""
 
-from __future__ import annotations
-
-import logging
-import os
 import sys
-from collections.abc import Sequence
 
-from state_server import settings
-from state_server.errors import ConfigError
-from web import log
-from web.supervisor import EXIT_FAILED, Supervisor
-from web.terminal import alone_in_the_foreground
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run until a signal ends it and return the exit code."""
-    try:
-        chosen = settings.from_command_line(
-            settings.WebSettings,
-            arguments,
-            os.environ,
-            program="start_web.py",
-            description="Serve the web application in several worker processes.",
-        )
-        log.configure(chosen.log_level)
-        for sentence in settings.unknown_variables(os.environ):
-            logging.getLogger("state_server.web").warning("%s", sentence)
-        with alone_in_the_foreground():
-            return Supervisor(chosen).run()
-    except ConfigError as error:
-        print(f"start_web.py: {error}", file=sys.stderr)
-        return EXIT_FAILED
-
+from web.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

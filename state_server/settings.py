@@ -251,10 +251,14 @@ def from_command_line(
     """Return the record that the command line and the environment describe."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     for setting in dataclasses.fields(record):
+        is_switch = setting.metadata["parse"] is _boolean
         parser.add_argument(
             "--" + setting.name.replace("_", "-"),
             dest=setting.name,
             default=argparse.SUPPRESS,
+            # A switch may stand alone: --memory means --memory true.
+            nargs="?" if is_switch else None,
+            const="true" if is_switch else None,
             action="append" if setting.metadata["repeatable"] else "store",
             metavar="VALUE",
             help=f"{setting.metadata['help']} (default: {_shown(setting.default)}; "
@@ -276,8 +280,8 @@ def as_markdown() -> str:
         "",
         "Each setting is an option of the command and an environment variable; the "
         "option wins.",
-        "Booleans are `true` or `false`, lists are separated by commas in the "
-        "environment, and `_s` means seconds.",
+        "Switches are `true` or `false`; as an option, alone means `true`. Lists are "
+        "separated by commas in the environment, and `_s` means seconds.",
         "The key itself is never an option: it is read from `STATE_SERVER_AUTHKEY` or "
         "from a file.",
     ]

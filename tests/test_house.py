@@ -114,7 +114,7 @@ ENVIRONMENT = {
     "__main__",
     "client",
     "service",
-    "start_web",
+    "web.__main__",
     "web.supervisor",
     "web.terminal",
     "web.worker",

@@ -278,12 +278,12 @@ def recorded(
         pending.append((moment, start, end, call, True))
         heapq.heappush(free, (end + chance.expovariate(5), caller))
     history = []
-    for _, start, end, call, happens in sorted(pending, key=lambda each: each[0]):
+    for _, start, until, call, happens in sorted(pending, key=lambda each: each[0]):
         result = getattr(target, call[0])(*call[1:]) if happens else UNKNOWN
-        if end is None:
+        if until is None:
             history.append(Op(int(start * 1e6), None, call, UNKNOWN))
         else:
-            history.append(Op(int(start * 1e6), int(end * 1e6) + 1, call, result))
+            history.append(Op(int(start * 1e6), int(until * 1e6) + 1, call, result))
     return history
 
 
