@@ -112,8 +112,9 @@ class SqliteStore:
     """State in one SQLite file.
 
     ``_writer`` belongs to the writer thread, ``_reader`` is guarded by
-    ``_reader_lock``. Keeping the reader open keeps the log's index alive, which the
-    fence relies on.
+    ``_reader_lock``, ``_recaller`` by ``_recaller_lock``: a large object that is loaded
+    must not hold up clients that connect. Keeping a reader open keeps the log's index
+    alive, which the fence relies on.
     """
 
     def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
@@ -124,6 +125,7 @@ class SqliteStore:
         """
         self.path = path
         self._reader_lock = threading.Lock()
+        self._recaller_lock = threading.Lock()
         try:
             if path.exists():
                 _look_at(path, bytes_checked=_CHECKED_BYTES_MAX)
@@ -133,6 +135,7 @@ class SqliteStore:
             try:
                 self.epoch = self._prepare()
                 self._reader = _opened(path, busy_timeout_s)
+                self._recaller = _opened(path, busy_timeout_s)
             except BaseException:
                 self._writer.close()
                 raise
@@ -217,8 +220,8 @@ class SqliteStore:
     def reply_of(self, lane: bytes) -> RememberedReply | None:
         """Return the remembered reply of a lane."""
         try:
-            with self._reader_lock:
-                row = self._reader.execute(
+            with self._recaller_lock:
+                row = self._recaller.execute(
                     "select session, number, payload from replies where lane = ?",
                     (lane,),
                 ).fetchone()
@@ -341,6 +344,8 @@ class SqliteStore:
         """Close the files."""
         with self._reader_lock:
             self._reader.close()
+        with self._recaller_lock:
+            self._recaller.close()
         self._writer.close()
 
     def _roll_back(self) -> None:

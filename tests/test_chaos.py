@@ -56,8 +56,8 @@ def count(pattern: str, output: str) -> int:
 def test_whatever_is_killed_every_call_happens_once(transport: str) -> None:
     """Managers, workers and clients are killed, connections are cut: no violation."""
     code, output = chaos(
-        *("--minutes", "0.25", "--seed", "1", "--transport", transport),
-        *("--kill-every", "0.3"),
+        *("--minutes", "0.35", "--kills", "14", "--seed", "1"),
+        *("--transport", transport, "--cut-after", "600"),
     )
     assert code == 0, output
     assert count(r"violations: (\d+)", output) == 0
@@ -71,8 +71,8 @@ def test_whatever_is_killed_every_call_happens_once(transport: str) -> None:
 def test_the_chaos_run_has_teeth(safety: str) -> None:
     """Without the memory of replies, or the wait for the disk, it finds violations."""
     code, output = chaos(
-        *("--minutes", "0.1", "--seed", "2", "--kill-every", "0.3"),
-        *("--without", safety),
+        *("--minutes", "0.35", "--kills", "8", "--seed", "2"),
+        *("--cut-after", "300", "--without", safety),
     )
     assert code == 1, output
     assert count(r"violations: (\d+)", output) > 0

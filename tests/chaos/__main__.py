@@ -45,6 +45,19 @@ def main() -> int:
         default=Plan._field_defaults["kill_every_s"],
         help="mean time that a manager lives once it is ready",
     )
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=Plan._field_defaults["kills_max"],
+        help="end when so many managers were killed, before the time is up",
+    )
+    parser.add_argument(
+        "--cut-after",
+        type=float,
+        metavar="BYTES",
+        default=Plan._field_defaults["cut_after_bytes"],
+        help="mean number of bytes that pass before a connection is cut",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(10**6)
@@ -56,6 +69,8 @@ def main() -> int:
         clients=options.clients,
         threads=options.threads,
         kill_every_s=options.kill_every,
+        kills_max=options.kills,
+        cut_after_bytes=options.cut_after,
         keep=options.keep,
     )
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

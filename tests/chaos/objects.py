@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 import state_server
 from state_server import readonly, share
 from state_server.host import Host
+from state_server.store import SqliteStore
+
+from ..faults import hooks
 
 
 @share
@@ -120,14 +124,27 @@ def _without_memory() -> None:
     Host._admit = forgetful  # type: ignore[method-assign]
 
 
+def _without_gate() -> None:
+    """Have replies leave before the commit, and the disk be slow."""
+    hooks._SAFETIES["gate"]()
+    commit = SqliteStore.commit
+
+    def slow(self: SqliteStore, *args: Any) -> None:
+        time.sleep(0.05)
+        commit(self, *args)
+
+    SqliteStore.commit = slow  # type: ignore[method-assign]
+
+
 def _without(safety: str) -> None:
-    own: dict[str, Callable[[], None]] = {"memory": _without_memory}
+    own: dict[str, Callable[[], None]] = {
+        "memory": _without_memory,
+        "gate": _without_gate,
+    }
     if safety in own:
         own[safety]()
-        return
-    from ..faults import hooks
-
-    hooks._SAFETIES[safety]()
+    else:
+        hooks._SAFETIES[safety]()
 
 
 if "CHAOS_COUNT" in os.environ:

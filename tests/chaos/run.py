@@ -50,7 +50,9 @@ class Plan(NamedTuple):
     clients: int = 6
     threads: int = 4
     workers: int = 2
-    kill_every_s: float = 0.4
+    kill_every_s: float = 0.3
+    kills_max: int = 10**9
+    cut_after_bytes: float = 1200.0
     window_s: float = 2.0
     pause_s: float = 0.005
     keep: bool = False
@@ -151,6 +153,7 @@ class Run:
         self.manager_kills = self.early_kills = self.pauses = 0
         self.worker_kills = self.client_kills = 0
         self.longest_start_s = 0.0
+        self._chaos_s = 0.0
         self._epoch_ns = time.monotonic_ns()
         self._environ = {
             **{
@@ -204,8 +207,8 @@ class Run:
             # The next one has the same port.
             self._options[-1] = self._manager.address
         address = wire.parse_address(self._manager.address)
-        mean_bytes = 1200.0
-        self._proxy = CuttingProxy(address, f"{self._plan.seed} proxy", mean_bytes)
+        seed = f"{self._plan.seed} proxy"
+        self._proxy = CuttingProxy(address, seed, self._plan.cut_after_bytes)
         self._proxy.start()
         return self._start_web()
 
@@ -247,7 +250,8 @@ class Run:
     def _let_things_happen(self) -> None:
         for place in range(self._plan.clients):
             self._clients.append(self._start_client(place))
-        end = time.monotonic() + self._plan.seconds
+        began = time.monotonic()
+        end = began + self._plan.seconds
         for kill in (self._kill_managers, self._kill_workers, self._kill_clients):
             thread = threading.Thread(target=self._again_and_again, args=(kill,))
             self._threads.append(thread)
@@ -255,13 +259,16 @@ class Run:
         tell_at = time.monotonic() + TELL_S
         while time.monotonic() < end and not self._stop.wait(0.1):
             self._look_around()
-            if time.monotonic() > tell_at:
+            if self.manager_kills >= self._plan.kills_max:
+                break
+            if tell_at < time.monotonic() < end - 1:
                 tell_at += TELL_S
                 print(
                     f"… {end - time.monotonic():.0f} s left, {self.manager_kills} "
                     f"managers killed, {len(self._violations)} violations so far",
                     file=sys.stderr,
                 )
+        self._chaos_s = time.monotonic() - began
         self._stop_killing()
 
     def _stop_killing(self) -> None:
@@ -514,7 +521,8 @@ class Run:
         )
         without = f", without {plan.without}" if plan.without else ""
         lines = [
-            f"chaos: {plan.seconds / 60:g} minutes (with start and end {ran_s:.0f} s), "
+            f"chaos: {self._chaos_s / 60:.2g} minutes (with start and end "
+            f"{ran_s:.0f} s), "
             f"seed {plan.seed}, manager on {plan.transport}{without}",
             f"killed with -9: {self.manager_kills} managers (of these "
             f"{self.early_kills} while starting), {self.worker_kills} workers, "
