@@ -253,7 +253,6 @@ class Bench:
             before = counter.read()
             worker.begin("time", 30.0)
             time.sleep(0.5)
-            killed_at = time.perf_counter()
             server.kill()
             timed: Timed = worker.result()
             started = time.perf_counter()
@@ -270,7 +269,6 @@ class Bench:
                 f"{after - before} are on disk.",
                 file=sys.stderr,
             )
-        assert started - killed_at < 30
         self._note("restart after kill -9 until ready, s", "ours", ready_s)
         self._note("restart after kill -9 until first answer, s", "ours", answered_s)
         return server

@@ -105,7 +105,7 @@ class OwnLine(Line):
 
 
 class RedisLine(Line):
-    """A connection to Redis; it has no handshake. Reads a number, and adds one."""
+    """A connection to Redis, which needs no handshake here; it adds one to a number."""
 
     def __init__(self, path: str) -> None:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

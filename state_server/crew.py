@@ -167,8 +167,10 @@ class Crew:
         ticket = resident.current
         assert ticket is not None, resident
         self._method = (ticket.call.class_name, ticket.call.method)
-        if self._is_for_spares(resident) or not self._may_run_here():
+        if self._is_for_spares(resident):
             self._enqueue(resident)
+            return
+        if not self._may_run_here(resident):
             return
         following = self._host.run(resident)
         if following is None:
@@ -183,12 +185,19 @@ class Crew:
         self.handed_back.append(continuation)
         self._wake_leader()
 
-    def _may_run_here(self) -> bool:
-        """Tell whether somebody could take over if the leader ran a method now."""
+    def _may_run_here(self, resident: Resident) -> bool:
+        """Tell whether somebody could take over if the leader ran a method now.
+
+        If not, the object is made ready under the same lock: a thread that comes free
+        either was counted here or finds it.
+        """
         if self._idle > 1:
             return True
         with self._lock:
-            return self._idle + self._startable() > 0
+            if self._idle + self._startable() > 0:
+                return True
+            self._ready.append(resident)
+            return False
 
     def _startable(self) -> int:
         return self._threads_max - len(self._threads)

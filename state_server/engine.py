@@ -26,7 +26,7 @@ from collections import deque
 from typing import NamedTuple
 
 from . import poller as polling
-from . import wire
+from . import tcp, wire
 from .connection import Connection
 from .conversation import Answer, Manners
 from .crew import Continuation, Crew
@@ -350,9 +350,7 @@ class Engine:
         if self._handshakes_edge.reached(len(self._handshaking)):
             # The one that has been silent for longest makes room.
             self._close(next(iter(self._handshaking)))
-        if peer.family != getattr(socket, "AF_UNIX", None):
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tcp.tune(peer)
         connection = Connection(self, peer, self._manners)
         self._connections[connection.fd] = connection
         self._handshaking[connection] = (

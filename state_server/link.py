@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import wire
+from . import tcp, wire
 from .errors import (
     Denied,
     NotAllowed,
@@ -112,9 +112,7 @@ class Link:
             raise Unreachable(f"No socket could be made: {error}.") from error
         try:
             self._connect(target, deadline)
-            if family in (socket.AF_INET, socket.AF_INET6):
-                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tcp.tune(self.socket)
             self._shake_hands(key, admin_key, deadline)
         except StateServerError:
             # Before OSError: Denied and Unanswered are of that family as well.

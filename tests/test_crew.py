@@ -377,15 +377,27 @@ def monitor_looks(ship: Ship, times: int) -> None:
 # Threads -----------------------------------------------------------------------------
 
 
-def test_at_the_thread_limit_one_thread_is_left_to_lead(make_ship: MakeShip) -> None:
-    """With all others stuck calls queue; the first thread that is free runs them."""
+def full_ship(make_ship: MakeShip, crew_time: CrewTime) -> tuple[Ship, list[Any]]:
+    """Return a crew of three, two of them stuck in calls, and where those reply.
+
+    The two are so far apart that they are accidents and not a habit.
+    """
     ship = make_ship(threads_max=3)
-    gates = [ship.gate("one"), ship.gate("two")]
     blocked = []
-    for gate, name in zip(gates, ("one", "two"), strict=True):
+    for number, name in enumerate(("one", "two")):
+        gate = ship.gate(name)
         blocked.append(ship.call(name, key=name))
         gate.wait()
-    displaced(ship)
+        displaced(ship, number + 1)
+        crew_time.ahead_s += 2.5
+    return ship, blocked
+
+
+def test_at_the_thread_limit_one_thread_is_left_to_lead(
+    make_ship: MakeShip, crew_time: CrewTime
+) -> None:
+    """With all others stuck calls queue; the first thread that is free runs them."""
+    ship, blocked = full_ship(make_ship, crew_time)
     waiting = [ship.call(f"w{n}", key=f"w{n}") for n in range(4)]
     led = threading.Event()
     ship.crew.hand_back(led.set)
@@ -395,12 +407,66 @@ def test_at_the_thread_limit_one_thread_is_left_to_lead(make_ship: MakeShip) -> 
     assert [c.payloads for c in waiting] == [[]] * 4
     assert ship.crew.status()["threads"] == 3
 
-    gates[0].opened.set()
+    ship.gates["one"].opened.set()
     assert [c.wait() for c in waiting] == [f"w{n}" for n in range(4)]
-    assert {ship.thread_of(f"w{n}") for n in range(4)} == {ship.thread_of("one")}
-    gates[1].opened.set()
+    ship.gates["two"].opened.set()
     assert [c.wait() for c in blocked] == ["one", "two"]
     assert ship.call("after").wait() == "after"
+
+
+def test_thread_that_comes_free_while_a_call_is_queued_finds_it(
+    make_ship: MakeShip, crew_time: CrewTime
+) -> None:
+    """Between "nobody is free" and "so it waits" a thread may come free: no matter.
+
+    Otherwise the call would wait for the next one to come free, which may take hours.
+    """
+    ship, _ = full_ship(make_ship, crew_time)
+    waiting: list[FakeConnection] = []
+    crew, lock = ship.crew, ship.crew._lock
+
+    class Interrupted:
+        """The crew's lock; when the leader gives it back, "one" comes free."""
+
+        def __enter__(self) -> None:
+            lock.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            lock.__exit__(*error)
+            if crew.leads():
+                crew._lock = lock
+                ship.gates["one"].opened.set()
+                wait_until(
+                    lambda: crew._idle == 1 or waiting[0].payloads, what="a free thread"
+                )
+
+    queued = threading.Event()
+
+    def watch() -> None:
+        crew._lock = Interrupted()  # type: ignore[assignment]
+        queued.set()
+
+    crew.hand_back(watch)
+    assert queued.wait(PATIENCE_S)
+    waiting.append(ship.call("late", key="late"))
+
+    assert waiting[0].wait() == "late"
+    assert not ship.gates["two"].opened.is_set()
+
+
+def test_slow_calls_leave_the_leader_free_for_short_ones(make_ship: MakeShip) -> None:
+    """Slow calls never take the last spare: without it the leader runs nothing."""
+    ship = make_ship(threads_max=3)
+    gates = [ship.gate(f"slow {n}") for n in range(2)]
+    slow = [ship.call(f"slow {n}", key=f"{n}", class_name="Slow") for n in range(2)]
+    gates[0].wait()
+
+    assert [ship.call(f"{n}").wait() for n in range(20)] == [f"{n}" for n in range(20)]
+    assert not gates[1].reached.is_set()
+    gates[0].opened.set()
+    gates[1].wait()
+    gates[1].opened.set()
+    assert [c.wait() for c in slow] == ["slow 0", "slow 1"]
 
 
 def test_thread_limit_is_logged_once_on_entering(
