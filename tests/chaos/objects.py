@@ -133,7 +133,7 @@ def _without_gate() -> None:
         time.sleep(0.05)
         commit(self, *args)
 
-    SqliteStore.commit = slow  # type: ignore[method-assign]
+    SqliteStore.commit = slow  # type: ignore[method-assign, assignment]
 
 
 def _without(safety: str) -> None:
