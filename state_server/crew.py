@@ -257,10 +257,15 @@ class Crew:
                     else:
                         resident = self._ready.popleft()
                         self._count_busy(1)
-            if resident is None:
-                self._lead()
-            else:
-                self._serve(resident)
+            try:
+                if resident is None:
+                    self._lead()
+                else:
+                    self._serve(resident)
+            except BaseException:
+                # The border around the life of a thread: what gets here is a defect of
+                # ours, and must not cost a thread as well.
+                log.exception("A thread of the manager failed; it goes on.")
             with self._lock:
                 if self._leader == get_ident():
                     self._leader = None

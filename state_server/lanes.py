@@ -11,12 +11,17 @@ import threading
 from collections.abc import Callable
 
 from .commits import Committer
-from .errors import Overloaded, Stale, StoreError, Unanswered
+from .errors import Overloaded, Refused, Stale, StoreError, Unanswered
 from .limits import Edge
 from .messages import Lane
 from .tickets import Destination, HostLimits, LaneMemory
 
 log = logging.getLogger("state_server.host")
+
+
+#: How far the clocks of a client and the manager may be apart. A lane that was
+#: forgotten is refused by its age, so the age must not be off by more than this.
+CLOCK_SKEW_MAX_S = 60.0
 
 
 class Lanes:
@@ -122,11 +127,17 @@ class Lanes:
             memory.number, memory.payload = reply.number, reply.payload
             memory.on_disk = True
             return memory
-        minted_s = int.from_bytes(lane.lane[:8], "big") / 1000
-        if self._wall_clock() - minted_s > self._limits.lane_retention_s:
+        age_s = self._wall_clock() - int.from_bytes(lane.lane[:8], "big") / 1000
+        if age_s < -CLOCK_SKEW_MAX_S:
+            raise Refused(
+                f"The client's clock is {-age_s:.0f} s ahead of the manager's; a "
+                "repeat could not be told from a new call. Set the clocks."
+            )
+        if age_s > self._limits.lane_retention_s - CLOCK_SKEW_MAX_S:
             raise Unanswered(
                 "The call comes from a connection so old that its replies may have "
-                f"been forgotten (more than {self._limits.lane_retention_s:g} s)."
+                f"been forgotten ({age_s:.0f} s; the limit is {CLOCK_SKEW_MAX_S:g} s "
+                f"below lane_retention_s, {self._limits.lane_retention_s:g} s)."
             )
         return memory
 

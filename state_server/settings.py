@@ -50,6 +50,12 @@ def _whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("expected a path, not nothing")
+    return Path(text)
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -77,13 +83,13 @@ class CommonSettings:
     """What every process of the family reads."""
 
     data_dir: Path = _setting(
-        Path("var"), Path, "private folder of the manager: keys, socket, lock, state"
+        Path("var"), _path, "private folder of the manager: keys, socket, lock, state"
     )
     address: str | None = _setting(
         None, str, "unix:///path or tcp://host:port; default: in the data folder"
     )
     authkey_file: Path | None = _setting(
-        None, Path, "file that holds the key; default: authkey in the data folder"
+        None, _path, "file that holds the key; default: authkey in the data folder"
     )
     log_level: str = _setting("INFO", _level, "debug, info, warning or error")
 
@@ -168,6 +174,16 @@ class ManagerSettings(CommonSettings):
     parent_fd: int | None = _setting(
         None, int, "descriptor of a pipe; the manager stops when it closes"
     )
+
+    def __post_init__(self) -> None:
+        """Refuse limits that contradict each other."""
+        if self.lane_retention_s < self.call_timeout_max_s + 120:
+            raise ConfigError(
+                f"lane_retention_s is {self.lane_retention_s:g} and call_timeout_max_s "
+                f"{self.call_timeout_max_s:g}: a reply has to be remembered for at "
+                "least 120 s longer than the longest deadline, or a repeat could not "
+                "be told from a new call."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

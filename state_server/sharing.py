@@ -353,10 +353,15 @@ def describe_factory(
 
 def checked_name(name: str) -> str:
     """Return ``name`` if a class can be shared by it; raise ``ConfigError`` if not."""
-    if not isinstance(name, str) or not name or "/" in name or len(name) > 200:
+    if (
+        not isinstance(name, str)
+        or not name
+        or "/" in name
+        or len(name.encode("utf-8", "replace")) > 255
+    ):
         raise ConfigError(
-            f"A class cannot be shared as {name!r}: a name is text of 1 to 200 "
-            "characters without a slash."
+            f"A class cannot be shared as {name!r}: a name is text of 1 to 255 bytes "
+            "without a slash."
         )
     return name
 

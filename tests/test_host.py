@@ -31,6 +31,7 @@ from state_server import codec, wire
 from state_server.errors import (
     NotShared,
     Overloaded,
+    Refused,
     Stale,
     Unanswered,
 )
@@ -807,9 +808,24 @@ def test_unknown_lane_is_taken_within_the_retention_only() -> None:
     """A lane never heard of is new when it is young and may be forgotten when old."""
     desk = Desk(Counter, lane_retention_s=900.0)
 
-    desk.attached(lane_of(desk.clock() - 899))
+    desk.attached(lane_of(desk.clock() - 839))
     with pytest.raises(Unanswered):
-        desk.attached(lane_of(desk.clock() - 901))
+        desk.attached(lane_of(desk.clock() - 841))
+
+
+def test_clock_that_is_ahead_does_not_make_a_call_run_twice() -> None:
+    """A forgotten lane is refused even if its client's clock is ahead by a minute."""
+    desk = Desk(Counter, lane_retention_s=900.0)
+    lane = lane_of(desk.clock() + 59)
+    connection = desk.attached(lane)
+    desk.ask(connection, "Counter.add", number=1)
+    desk.host.detach(lane, connection, finished=False)
+    desk.clock.advance(901)
+
+    with pytest.raises(Unanswered):
+        desk.attached(lane)
+    with pytest.raises(Refused, match="clock"):
+        desk.attached(lane_of(desk.clock() + 61))
 
 
 def test_lane_that_is_connected_again_is_not_forgotten() -> None:

@@ -427,3 +427,17 @@ def test_address_file_holds_a_url_or_nothing(
         (tmp_path / "address").write_text(content)
 
     assert read_address_file(tmp_path) == expected
+
+
+def test_a_retention_below_the_longest_deadline_is_refused() -> None:
+    """Limits that would let a repeat run twice name both settings."""
+    with pytest.raises(ConfigError, match="lane_retention_s is 100"):
+        settings.ManagerSettings(lane_retention_s=100.0)
+
+
+def test_an_empty_folder_name_is_refused() -> None:
+    """An empty path does not silently mean the current folder."""
+    with pytest.raises(ConfigError, match="STATE_SERVER_DATA_DIR"):
+        settings.from_environment(
+            settings.ClientSettings, {"STATE_SERVER_DATA_DIR": ""}
+        )
