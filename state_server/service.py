@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from . import settings as configuration
 from . import codec, wire
+from . import settings as configuration
 from .conversation import Manners
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed

@@ -342,9 +342,7 @@ class RogueServer:
     Without a ``path`` it is a TCP socket.
     """
 
-    def __init__(
-        self, path: Path | None, serve: Callable[[FrameSocket], None]
-    ) -> None:
+    def __init__(self, path: Path | None, serve: Callable[[FrameSocket], None]) -> None:
         self.accepted = 0
         self.errors: list[Exception] = []
         self._serve = serve

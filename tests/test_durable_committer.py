@@ -567,7 +567,10 @@ def test_each_class_has_an_idle_time_of_its_own() -> None:
             desk.clock.advance(1)
         desk.clock.advance(20)
         desk.host.sweep()
-        assert {resident.key[0] for resident in desk.host._residents} == {"Never", "Long"}
+        assert {resident.key[0] for resident in desk.host._residents} == {
+            "Never",
+            "Long",
+        }
         desk.clock.advance(200)
         desk.host.sweep()
         assert {resident.key[0] for resident in desk.host._residents} == {"Never"}

@@ -426,9 +426,7 @@ def test_a_peer_that_leaves_in_the_middle_of_its_call_is_cleaned_up(
                 peer.send_call(1, ("Echo", "default", "slow_count"), str(place), 0.02)
                 linger = struct.pack("ii", 1, 0)
                 if place % 2:
-                    peer.socket.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, linger
-                    )
+                    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         wait_until(lambda: client.status()["pending"] == 0)
         wait_until(lambda: client.status()["connections"] == 1)
         assert open_descriptors(manager.pid) <= descriptors + 1

@@ -528,9 +528,7 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
             assert wire.kind_of(hello) == wire.HELLO
             theirs = wire.unpack_hello(hello)
             frames.send(
-                wire.pack_welcome(
-                    wire.Welcome(b"b" * 16, 1, theirs.proof, True, 2**20)
-                )
+                wire.pack_welcome(wire.Welcome(b"b" * 16, 1, theirs.proof, True, 2**20))
             )
             while payload := frames.receive():
                 heard.append(payload)

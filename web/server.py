@@ -25,7 +25,6 @@ from waitress.task import WSGITask  # type: ignore[import-untyped]
 
 from state_server.settings import WebSettings
 
-
 logger = logging.getLogger("state_server.web.server")
 
 #: The turn of the loop while draining, when idle connections are looked at.
