@@ -34,6 +34,7 @@ from .messages import DEFAULT_KEY, Contract, Lane, running
 from .pool import Pool
 from .settings import (
     ClientSettings,
+    checked_timeout,
     from_environment,
     read_address_file,
     read_authkey,
@@ -47,6 +48,9 @@ T = TypeVar("T")
 
 _BACKOFF_FIRST_S = 0.01
 _BACKOFF_MAX_S = 0.5
+
+#: A call that has not reached a manager for this long is logged, once.
+_WARN_AFTER_S = 1.0
 
 
 def connect(
@@ -77,7 +81,7 @@ def connect(
         # A folder that is named here means more than an address in the environment.
         changes.setdefault("address", None)
     if timeout is not None:
-        changes["timeout_s"] = _checked_timeout(timeout)
+        changes["timeout_s"] = checked_timeout(timeout)
     if connections_max is not None:
         if connections_max < 1:
             raise ConfigError(f"connections_max is {connections_max}; it is 1 or more.")
@@ -89,12 +93,6 @@ def connect(
     if key is not None and not key:
         raise ConfigError("The authkey given is empty.")
     return Client(settings, key, admin=admin)
-
-
-def _checked_timeout(timeout: float) -> float:
-    if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
-        raise ConfigError(f"A timeout is a number of seconds above 0, not {timeout!r}.")
-    return float(timeout)
 
 
 class Client:
@@ -155,7 +153,7 @@ class Client:
         if not isinstance(key, str):
             raise NotShared(f"The key of an object is text, not {key!r}.")
         if timeout is not None:
-            timeout = _checked_timeout(timeout)
+            timeout = checked_timeout(timeout)
         return cast("T", Handle(self, name, key, timeout))
 
     def ping(self, timeout: float | None = None) -> float:
@@ -227,7 +225,7 @@ class Client:
         address = settings.address or read_address_file(settings.data_dir)
         if address is None:
             raise Unreachable(
-                f"No manager has been started with the data folder "
+                "No manager runs with the data folder "
                 f"{settings.data_dir.absolute()}. Start one, or give an address."
             )
         key = self._key or read_authkey(settings, os.environ)
@@ -274,6 +272,7 @@ class _Exchange:
     def run(self) -> wire.Reply:
         """Return the reply; raise when there is none before the deadline."""
         backoff_s = _BACKOFF_FIRST_S
+        warn_at = time.monotonic() + _WARN_AFTER_S
         former: Exception | None = None
         while True:
             try:
@@ -287,7 +286,14 @@ class _Exchange:
                 pause_s = backoff_s * random.uniform(0.5, 1.0)
                 if pause_s >= remaining_s:
                     self._give_up(error)
-                log.debug("%s: %s; trying again.", self._named(), error)
+                if time.monotonic() > warn_at:
+                    warn_at = self.deadline
+                    log.warning(
+                        "%s: %s Trying again for %.0f s.",
+                        self._named(),
+                        error,
+                        remaining_s,
+                    )
                 time.sleep(pause_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from . import codec
+from .errors import NotOffered
 from .messages import Contract
+from .settings import checked_timeout
 
 
 class Caller(Protocol):
@@ -98,8 +100,11 @@ class Handle:
     def with_options(self, *, timeout: float | None = None) -> Handle:
         """Return a handle of the same object whose calls have another deadline.
 
-        ``timeout``: seconds; ``None`` for the client's own.
+        ``timeout``: seconds; ``None`` for the client's own. Raises ``ConfigError`` for
+        one that is not above 0.
         """
+        if timeout is not None:
+            timeout = checked_timeout(timeout)
         return Handle(self._caller, self._class_name, self._key, timeout)
 
     def __getattr__(self, name: str) -> Any:
@@ -139,7 +144,7 @@ class Handle:
         offered = sorted(contract.methods | contract.properties)
         nearest = difflib.get_close_matches(name, offered, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise AttributeError(f"{self!r} offers no {name!r}.{hint}")
+        raise NotOffered(f"{self!r} offers no {name!r}.{hint}")
 
     def _bound(self, name: str) -> RemoteMethod:
         target = (self._class_name, self._key, name)

@@ -314,7 +314,12 @@ def as_markdown() -> str:
                 f"| `--{option}` | `{variable(setting.name)}` | "
                 f"{_shown(setting.default)} | {setting.metadata['help']} |"
             )
-    lines += ["", "Clients take these as arguments of `connect` instead of options."]
+    lines += [
+        "",
+        "Clients have no command line: `connect` takes `address`, `authkey`, "
+        "`data_dir`, `timeout`",
+        "and `connections_max`; the variables above serve for what is left out.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -387,6 +392,13 @@ def hash_seed(data_dir: Path) -> int:
         return seed
     except ValueError as error:
         raise ConfigError(f"The hash seed in {path} is not a number.") from error
+
+
+def checked_timeout(timeout: float) -> float:
+    """Return ``timeout`` in seconds; raise ``ConfigError`` when it is none."""
+    if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise ConfigError(f"A timeout is a number of seconds above 0, not {timeout!r}.")
+    return float(timeout)
 
 
 def make_private_folder(path: Path) -> None:

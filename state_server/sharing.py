@@ -280,6 +280,23 @@ def describe_class(
     if not isinstance(cls, type):
         raise ConfigError(f"Only a class can be shared, not {cls!r}.")
     chosen = checked_name(cls.__name__ if name is None else name)
+    for option, value in (
+        ("args", args),
+        ("exposed", exposed),
+        ("readonly", readonly),
+        ("transient", transient),
+        ("aliases", aliases),
+    ):
+        if isinstance(value, str) or not isinstance(value, Iterable | None):
+            raise ConfigError(
+                f"{_path(cls)}: {option} is a tuple or a list, not {value!r}. Is a "
+                f"comma missing, as in {option}=({value!r},)?"
+            )
+    if idle_timeout is not None and not idle_timeout > 0:
+        raise ConfigError(
+            f"{_path(cls)}: idle_timeout is a number of seconds above 0, not "
+            f"{idle_timeout!r}."
+        )
     if durable not in (True, False, "state", "journal"):
         raise ConfigError(
             f'{_path(cls)}: durable is True, False or "journal", not {durable!r}.'

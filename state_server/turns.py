@@ -92,8 +92,8 @@ class Performer:
             payload = form.done(call, value)
             if len(payload) > self._frame_bytes_max:
                 raise TooLarge(
-                    f"it has {len(payload)} bytes, the limit is "
-                    f"{self._frame_bytes_max} (frame_bytes_max)."
+                    f"The result of {call.name}.{call.method} has {len(payload)} "
+                    f"bytes; the limit is {self._frame_bytes_max} (frame_bytes_max)."
                 )
             return payload, keeper.kept(call, readonly=_is_readonly(resident, call))
         except StateServerError as error:

@@ -229,8 +229,8 @@ def test_what_is_written_is_a_stock_pickle(value: Any) -> None:
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=lambda value: repr(value)[:40])
 def test_stock_pickles_are_read(value: Any, protocol: int) -> None:
     """What the standard library's own pickler writes for our types is decoded."""
-    if sys.version_info < (3, 11) and "%" in str(value):
-        pytest.skip("pickle of 3.10 drops the scope of an address")
+    if "%" in str(value) and not same(value, pickle.loads(pickle.dumps(value))):
+        pytest.skip("the pickle of this release drops the scope of an address")
     if isinstance(value, (Shop.SoldOut, Reference)):
         # Stock pickle would call the error's own __init__ with the wrong arguments,
         # and nobody writes references but us.

@@ -146,8 +146,9 @@ def test_out_of_descriptors_while_a_method_takes_each_one_that_comes_free(
     """The descriptor in reserve may be lost to a method; nobody is harmed by that."""
     manager = start_manager(*sharing("Echo", "FileOpener"))
     with ExitStack() as stack:
-        client = stack.enter_context(manager.client())
-        opener, handle = client.get("FileOpener"), client.get("Echo")
+        # Each has a client of its own: none may need a second connection later.
+        handle = stack.enter_context(manager.client()).get("Echo")
+        opener = stack.enter_context(manager.client()).get("FileOpener")
         others = [
             stack.enter_context(manager.client()).get("FileOpener", key)
             for key in ("second", "third")

@@ -464,3 +464,21 @@ def test_objects_that_cannot_be_loaded_are_config_errors(
     with pytest.raises(ConfigError, match=reason) as caught:
         load_objects(specification)
     assert specification.partition(":")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aliases": "Basket"},
+        {"transient": "lock"},
+        {"exposed": "open"},
+        {"readonly": "look"},
+        {"args": 5},
+        {"idle_timeout": -1},
+    ],
+    ids=str,
+)
+def test_options_of_the_wrong_form_are_refused(options: dict[str, Any]) -> None:
+    """A text where names are wanted is not taken letter by letter."""
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        describe_class(Base, **options)

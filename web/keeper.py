@@ -155,8 +155,11 @@ class ManagerKeeper:
         else:
             delay_s = self._backoff.after_death(child.lived_s if child.ready else 0.0)
             self._act_at = now + delay_s
-            logger.error(
-                "the manager died (%s) and is started again in %g s",
+            stopped = child.exit_code() == 0
+            logger.log(
+                logging.WARNING if stopped else logging.ERROR,
+                "the manager %s (%s) and is started again in %g s",
+                "was stopped" if stopped else "died",
                 child.how_it_ended(),
                 delay_s,
             )
