@@ -231,15 +231,17 @@ def _time_lines(lines: list[Line], seconds: float) -> Timed:
     """Keep one call in flight on every connection, and time each of them.
 
     Like ``_count_calls`` it never sleeps. It ends after ``seconds``, but not before one
-    call was answered: a disk that others use can keep a sync that long. When the server goes away in the middle, that
-    is the end, and what was answered until then is returned.
+    call was answered: a disk that others use can keep a sync for that long. When the
+    server goes away in the middle, that is the end, and what was answered until then is
+    returned.
     """
     poller = select.epoll()
     by_descriptor = {line.socket.fileno(): line for line in lines}
     for descriptor in by_descriptor:
         poller.register(descriptor, select.EPOLLIN)
     gc.collect()
-    clock, times, gone = time.perf_counter, [], False
+    clock, gone = time.perf_counter, False
+    times: list[float] = []
     started = now = clock()
     until = started + seconds
     sent_at = {}

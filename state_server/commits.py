@@ -122,7 +122,11 @@ class Owner(Protocol):
 
 
 class Batch:
-    """Changes that are committed together. Guarded by the committer's lock."""
+    """Changes that are committed together.
+
+    Guarded by the committer's lock until it is committed or has failed; from then on it
+    never changes but for ``give_back``, and belongs to the writer thread.
+    """
 
     __slots__ = (
         "changes",
@@ -159,8 +163,9 @@ Settle = Callable[[list[tuple[Any, bytes]], "StateServerError | None"], None]
 class Committer:
     """The writer thread and what waits for it.
 
-    ``_lock`` guards ``_filling``, ``_failing`` and every batch. ``_settle`` is called
-    without it, with what waited for a batch and the error if it failed.
+    ``_lock`` guards ``_filling``, ``_failing``, ``_in_doubt`` and every batch that is
+    not resolved yet. ``_settle`` is called without it, with what waited for a batch and
+    the error if it failed.
     """
 
     def __init__(self, store: Store, settle: Settle, retention_s: float) -> None:
@@ -185,11 +190,6 @@ class Committer:
         """Return the numbers an operator asks for first."""
         state = "failing" if self._failing else "working"
         return f"<Committer {state} commits={self.commits} failures={self.failures}>"
-
-    @property
-    def epoch(self) -> bytes:
-        """Return the identity of this line of history: 8 bytes."""
-        return self._store.epoch
 
     def start(self) -> None:
         """Start the writer thread."""
@@ -346,6 +346,9 @@ class Committer:
         while not works and not self._stopping:
             time.sleep(_RETRY_S)
             works = self._try_fence()
+        if not works:
+            # The manager stops while the store fails: nothing more is taken in.
+            return
         with self._lock:
             self._failing = None
             self._in_doubt.clear()

@@ -40,8 +40,11 @@ class Owner(Protocol):
 class Connection:
     """One client's socket, and its place in the host.
 
-    ``reader``, ``conversation`` and ``buffered`` belong to the leader, who touches them
-    only while ``in_flight`` is false. ``_lock`` guards the rest.
+    ``reader`` and ``buffered`` belong to the leader; so does ``conversation`` while
+    ``in_flight`` is false, and otherwise to the thread whose turn the frame is (a
+    connection that is closed meanwhile is the exception: its lane is read then).
+    ``ticket`` is guarded by the host's lock, the rest by ``_lock``; the leader looks at
+    ``in_flight``, ``out`` and ``ends`` without it.
     """
 
     __slots__ = (

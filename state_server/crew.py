@@ -49,8 +49,9 @@ class Crew:
     """The threads, and who leads.
 
     ``_lock`` guards ``_leader``, ``_ready``, ``_idle``, ``_busy``, ``_threads``,
-    ``_displaced_at`` and ``_habit_until``. ``_turn``, ``_in_turn`` and ``_method`` are
-    written by the leader alone; ``_in_turn`` is cleared under the lock.
+    ``_displaced_at`` and ``_habit_until``. ``_turn`` and ``_in_turn`` are written by
+    the leader, and ``_in_turn`` is cleared under the lock. ``_method`` is a hint: a
+    thread that lost its place within this turn may overwrite it.
     """
 
     def __init__(

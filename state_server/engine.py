@@ -65,8 +65,9 @@ class Engine:
     """The sockets of one manager.
 
     Sockets, buffers, tables and deadlines belong to the leader, who alone runs the
-    methods below; ``_events`` may be appended to by any thread, and so may
-    ``_write_deadlines`` be set. ``_outbound_lock`` guards ``_outbound_bytes``.
+    methods below, but for those in the last section: ``_events`` may be appended to by
+    any thread, and ``_write_deadlines`` and ``_next_sweep`` be set. ``_outbound_lock``
+    guards ``_outbound_bytes``.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Refused(StateServerError):
 
 
 class NotShared(Refused, LookupError):
-    """No class of this name is shared by the manager, or the object does not exist."""
+    """No class is shared under this name, or the key of an object is not text."""
 
 
 class NotOffered(Refused, AttributeError):

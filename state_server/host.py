@@ -16,7 +16,6 @@ from typing import Any
 from .commits import Batch, Change, Committer, Phase, ReplyRecord, Store
 from .errors import (
     Expired,
-    NotShared,
     Overloaded,
     Stale,
     StateServerError,
@@ -93,7 +92,8 @@ class Host:
     def stop(self) -> None:
         """Commit what is staged, write images of journalled objects, close the store.
 
-        Called when no thread runs a call any more.
+        Called when no thread takes in calls any more. A method that outlasts the drain
+        may still run: its object gets no image, and its caller no answer.
         """
         if self._committer is None:
             return
@@ -408,8 +408,5 @@ class Host:
         """Return what a shared class offers; raise ``NotShared`` if there is none."""
         shared = self._catalogue.get(class_name)
         if shared is None or shared.contract is None:
-            raise NotShared(
-                f"No class is shared as {class_name!r}; there are: "
-                f"{', '.join(self._catalogue.names()) or 'none'}."
-            )
+            raise self._catalogue.not_shared(class_name)
         return shared.contract

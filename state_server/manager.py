@@ -37,7 +37,6 @@ class Server:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._started = threading.Event()
         self.address: str | tuple[str, int] = service.start().stock
 
     def serve_forever(self) -> None:
@@ -66,12 +65,6 @@ class StateManager(multiprocessing.managers.BaseManager):
     neither, the data folder says both. ``data_dir``: where keys and socket live; a
     temporary folder for a manager that is started here, unless given.
     """
-
-    _catalogue: Catalogue
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Give each subclass a catalogue of its own, as the registry is."""
-        super().__init_subclass__(**options)
 
     def __init__(
         self,

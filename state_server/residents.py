@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from .commits import Committer, ObjectName, Phase
-from .errors import NotShared, Overloaded, TooLarge
+from .errors import Overloaded, TooLarge
 from .journal import JournalKeeper
 from .keeping import Keeper, KeepingLimits, MemoryKeeper, StateKeeper
 from .limits import Edge
@@ -67,10 +67,7 @@ class Residents:
             # A name that the class had before: the same objects.
             return self.find(call._replace(class_name=shared.name))
         if shared is None:
-            raise NotShared(
-                f"No class is shared as {call.class_name!r}; there are: "
-                f"{', '.join(self._catalogue.names()) or 'none'}."
-            )
+            raise self._catalogue.not_shared(call.class_name)
         if not call.key or len(call.key) > KEY_LENGTH_MAX:
             raise TooLarge(
                 f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."

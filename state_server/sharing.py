@@ -66,7 +66,8 @@ class SharedClass:
 class Catalogue:
     """The shared classes of one process, by name and by class.
 
-    ``_lock`` guards both tables; they are only ever added to or replaced in.
+    ``_lock`` guards changes of the three tables, which are only ever added to or
+    replaced in; a single look needs no lock.
     """
 
     def __init__(self) -> None:
@@ -112,6 +113,13 @@ class Catalogue:
     def get(self, name: str) -> SharedClass | None:
         """Return the class shared as ``name``, now or formerly, or ``None``."""
         return self._by_name.get(name) or self._by_alias.get(name)
+
+    def not_shared(self, name: str) -> NotShared:
+        """Return the error that says which names there are instead of ``name``."""
+        return NotShared(
+            f"No class is shared as {name!r}; there are: "
+            f"{', '.join(self.names()) or 'none'}."
+        )
 
     def names(self) -> list[str]:
         """Return the names of all shared classes, sorted."""

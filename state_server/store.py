@@ -111,7 +111,7 @@ class Inserted(NamedTuple):
 class SqliteStore:
     """State in one SQLite file.
 
-    ``_writer`` belongs to the writer thread, ``_reader`` is guarded by
+    ``_writer`` belongs to the writer thread once that runs, ``_reader`` is guarded by
     ``_reader_lock``, ``_recaller`` by ``_recaller_lock``: a large object that is loaded
     must not hold up clients that connect. Keeping a reader open keeps the log's index
     alive, which the fence relies on.
@@ -164,7 +164,8 @@ class SqliteStore:
     def rename(self, old: str, new: str) -> int:
         """Give the objects of one class to another; return how many there were.
 
-        Raises ``ConfigError`` when it cannot be done.
+        Called at the start, before the writer thread runs. Raises ``ConfigError`` when
+        it cannot be done.
         """
         moved = 0
         with self._reader_lock:
@@ -590,8 +591,4 @@ def _make(path: Path) -> None:
     finally:
         connection.close()
     fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

@@ -56,7 +56,11 @@ class HostLimits(NamedTuple):
 
 
 class Ticket:
-    """One call on its way. Its fields are guarded by the host's lock until it runs."""
+    """One call on its way.
+
+    ``started`` and ``destination`` are guarded by the host's lock; a repeat on a newer
+    connection changes the destination even while the call runs. The rest never changes.
+    """
 
     __slots__ = ("call", "deadline", "destination", "memory", "resident", "started")
 
@@ -79,10 +83,10 @@ class Ticket:
 class Resident:
     """One object in memory and the calls that wait for it.
 
-    ``current``, ``queue`` and ``used_at`` are guarded by the host's lock. ``keeper``,
-    ``contract`` and ``batch`` belong to the thread that runs ``current``; ``batch`` is
-    the last one that holds a change of the object. ``poisoned`` is set under the
-    committer's lock, when a change could not be saved.
+    ``current``, ``queue``, ``is_full`` and ``used_at`` are guarded by the host's lock.
+    ``keeper``, ``contract`` and ``batch`` belong to the thread that runs ``current``;
+    ``batch`` is the last one that holds a change of the object. ``poisoned`` is set
+    under the committer's lock, when a change could not be saved.
     """
 
     __slots__ = (

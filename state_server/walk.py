@@ -125,10 +125,6 @@ class _Walk:
         if len(self.memo) > 2 * nodes_max + 2 * _BATCH:
             raise over("nodes_max", len(self.memo), nodes_max)
 
-    def push(self, node: Any) -> None:
-        """Put a value on the stack."""
-        self.stack.append(node)
-
     def pop_mark(self) -> list[Any]:
         """Return everything above the last mark."""
         items = self.stack

@@ -73,7 +73,6 @@ _HELLO = struct.Struct("!BBH16s16s32s32s")
 _WELCOME = struct.Struct("!BB16sQ32sBQ")
 _CALL = struct.Struct("!BBQd16sBHB")
 _REPLY = struct.Struct("!BBQ")
-_NO_PROOF = bytes(32)
 
 
 # Frames ------------------------------------------------------------------------------
