@@ -172,6 +172,8 @@ class Client:
 
     def control(self, verb: str, *args: Any, timeout: float | None = None) -> Any:
         """Ask the manager itself something."""
+        if timeout is not None:
+            timeout = checked_timeout(timeout)
         return self.call(("", "", verb), args, {}, timeout)
 
     @property
@@ -211,7 +213,11 @@ class Client:
         Raises what the method raised, or an error of the family.
         """
         body = codec.encode((args, kwargs)) if args or kwargs else b""
-        deadline = time.monotonic() + (timeout_s or self._settings.timeout_s)
+        # Before a connection is taken: a name that cannot be sent spoils none.
+        wire.pack_target(*target)
+        if timeout_s is None:
+            timeout_s = self._settings.timeout_s
+        deadline = time.monotonic() + timeout_s
         reply = _Exchange(self._pool, target, body, deadline).run()
         if reply.failed:
             raise failures.error_from(failures.unpack(reply.body))

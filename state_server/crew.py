@@ -125,7 +125,7 @@ class Crew:
         self._monitor_looks.set()
         self._wake_leader()
         deadline = time.monotonic() + timeout_s
-        threads = [self._monitor, *self._threads]
+        threads = [t for t in (self._monitor, *self._threads) if t.ident is not None]
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)

@@ -263,6 +263,8 @@ class Engine:
             payload = reader.feed(data)
         if connection.buffered or reader.buffered:
             self._count_inbound(connection)
+            if connection.closed:
+                return None
         return payload
 
     def _count_inbound(self, connection: Connection) -> None:
@@ -297,9 +299,13 @@ class Engine:
             return functools.partial(self._close, connection)
         if not isinstance(heard, Call):
             return functools.partial(self._answer, connection, heard)
-        resident = self._host.submit(heard, connection)
-        if resident is not None:
-            self._crew.run(resident)
+        try:
+            resident = self._host.submit(heard, connection)
+            if resident is not None:
+                self._crew.run(resident)
+        except Exception:
+            log.exception("Connection %d closed: the engine failed.", connection.fd)
+            return functools.partial(self._close, connection)
         return None
 
     def _end_badly(self, connection: Connection, error: StateServerError) -> None:
@@ -317,6 +323,10 @@ class Engine:
         if conversation.replaced is not None:
             self._close(conversation.replaced)
             conversation.replaced = None
+        if self._connections.get(connection.fd) is not connection:
+            # It hung up while the frame was heard: its lane may have been bound since.
+            self._host.detach(conversation.lane, connection, finished=False)
+            return
         if conversation.knows_key:
             connection.reader.bytes_max = self._manners.frame_bytes_max
         if conversation.authenticated and connection in self._handshaking:
@@ -404,9 +414,10 @@ class Engine:
         del self._connections[connection.fd]
         self._handshaking.pop(connection, None)
         self._frame_deadlines.pop(connection, None)
-        self._write_deadlines.pop(connection, None)
         self._inbound_bytes -= connection.buffered
         self.count_outbound(-connection.shut())
+        # After it is shut: until then a reply may set a deadline.
+        self._write_deadlines.pop(connection, None)
         self._host.detach(connection.conversation.lane, connection, finished=finished)
         self._connections_edge.left(len(self._connections))
         self._handshakes_edge.left(len(self._handshaking))

@@ -45,7 +45,7 @@ class Unanswered(StateServerError, TimeoutError):
 
 
 class Refused(StateServerError):
-    """The server said no; nothing ran."""
+    """The server said no; nothing ran, or what ran was undone."""
 
 
 class NotShared(Refused, LookupError):

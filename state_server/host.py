@@ -346,6 +346,7 @@ class Host:
         with self._lock:
             self._calls += 1
             if not waits:
+                self._pending -= 1
                 destination = self._end(ticket, payload)
             # Busy is cleared under the lock that finds the queue empty: a call that
             # arrives in between either sees it busy and is found here, or runs itself.
@@ -363,7 +364,6 @@ class Host:
 
     def _end(self, ticket: Ticket, payload: bytes) -> Destination:
         """Remember the reply and return whom to give it; the caller holds the lock."""
-        self._pending -= 1
         memory = ticket.memory
         if memory is not None:
             keep = len(payload) <= self.limits.remembered_bytes_max
@@ -390,6 +390,9 @@ class Host:
             ]
         for destination, payload in replies:
             destination.deliver(payload)
+        with self._lock:
+            # Only now: a manager that drains waits until the replies have gone.
+            self._pending -= len(replies)
 
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""

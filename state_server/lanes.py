@@ -145,8 +145,13 @@ class Lanes:
         horizon = self._clock() - self._limits.lane_retention_s
         while self._ended:
             lane_id, memory = next(iter(self._ended.items()))
-            if memory.ended_at > horizon or memory.ticket is not None:
-                return
+            if memory.ended_at > horizon:
+                break
             del self._ended[lane_id]
+            if memory.ticket is not None:
+                # Its call still runs; it has another turn of being remembered.
+                memory.ended_at = self._clock()
+                self._ended[lane_id] = memory
+                continue
             del self._lanes[lane_id]
         self._edge.left(len(self._lanes))

@@ -292,4 +292,10 @@ def _select(peer: socket.socket, timeout_ms: float) -> list[Any]:
 
 
 def _await_writable(peer: socket.socket, timeout_s: float) -> None:
-    select.select([], [peer], [], timeout_s)
+    if hasattr(select, "poll"):
+        # Unlike select, it takes descriptors above 1,023.
+        poll = select.poll()
+        poll.register(peer.fileno(), select.POLLOUT)
+        poll.poll(min(timeout_s, _WAIT_MAX_S) * 1000)
+    else:
+        select.select([], [peer], [], timeout_s)

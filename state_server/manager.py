@@ -199,6 +199,7 @@ class StateManager(multiprocessing.managers.BaseManager):
     def _await_child(self, pipe: Connection) -> wire.Address:
         try:
             if not pipe.poll(_START_TIMEOUT_S):
+                self.shutdown()
                 raise ConfigError(
                     f"The manager was not ready after {_START_TIMEOUT_S:g} s."
                 )

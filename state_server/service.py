@@ -49,7 +49,10 @@ class DataDirLock:
     def __init__(self, data_dir: Path) -> None:
         """Take the lock; raise ``DataDirLocked`` when another process holds it."""
         path = data_dir / "manager.lock"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
         try:
             _lock_exclusively(self._descriptor)
         except OSError:
@@ -146,6 +149,7 @@ class Service:
         for specification in settings.objects:
             load_objects(specification)
         add_ready_made(self._catalogue)
+        _check_hash_seed(settings, self._catalogue)
         wanted = _wanted_address(settings)
         self._listener, self.address = listen(wanted, settings.backlog)
         store = None
@@ -205,7 +209,6 @@ class Service:
         """Drain and stop: running calls end, within the time the settings give."""
         if self._engine is not None:
             self._engine.drain(self._settings.drain_timeout_s)
-            self._engine.stop()
         self._release()
         log.info("Stopped.")
 
@@ -224,9 +227,18 @@ class Service:
         self.stop()
 
     def _release(self) -> None:
-        if self._host is not None:
-            self._host.stop()
-            self._host = None
+        """Give everything back, in the opposite order, whatever fails on the way."""
+        try:
+            if self._engine is not None:
+                self._engine.stop()
+                self._engine = None
+            if self._host is not None:
+                self._host.stop()
+                self._host = None
+        finally:
+            self._release_folder()
+
+    def _release_folder(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -318,12 +330,31 @@ def fix_hash_seed(settings: ManagerSettings) -> None:
         load_objects(specification)
     shared = [catalogue.get(name) for name in catalogue.names()]
     journals = any(item is not None and item.durable == "journal" for item in shared)
-    if settings.memory or not journals or "PYTHONHASHSEED" in os.environ:
+    if settings.memory or not journals:
         return
     configuration.make_private_folder(settings.data_dir)
-    seed = configuration.hash_seed(settings.data_dir)
-    os.environ["PYTHONHASHSEED"] = str(seed)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    seed = str(configuration.hash_seed(settings.data_dir))
+    if os.environ.get("PYTHONHASHSEED") != seed:
+        os.environ["PYTHONHASHSEED"] = seed
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
+    """Refuse journalled objects in a process with another hash seed than the folder's.
+
+    Only ``main`` can start its process anew; a server inside another program cannot.
+    """
+    classes = [shared.get(name) for name in shared.names()]
+    journals = [item.name for item in classes if item and item.durable == "journal"]
+    if settings.memory or not journals:
+        return
+    seed = str(configuration.hash_seed(settings.data_dir))
+    if os.environ.get("PYTHONHASHSEED") != seed:
+        raise ConfigError(
+            f"{', '.join(journals)}: a journal is replayed in the order that sets have "
+            f"under the hash seed of its data folder, {seed}. Start the manager with "
+            "start_manager.py, or this program with that PYTHONHASHSEED."
+        )
 
 
 def log_to_stderr(level: str) -> None:
@@ -475,9 +506,12 @@ def _admin_key(data_dir: Path) -> bytes:
 
 def _write_address(data_dir: Path, address: wire.Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
-    fresh = data_dir / "address.new"
-    fresh.write_text(f"{address}\n")
-    fresh.replace(data_dir / "address")
+    try:
+        configuration.write_whole(data_dir / "address", f"{address}\n".encode())
+    except OSError as error:
+        raise ConfigError(
+            f"The address cannot be written to {data_dir}: {error}."
+        ) from error
 
 
 def _host_limits(settings: ManagerSettings) -> HostLimits:

@@ -373,12 +373,39 @@ def read_address_file(data_dir: Path) -> str | None:
 def make_key_file(path: Path) -> bytes:
     """Write a new random key to ``path``, readable by its owner only; return it."""
     key = secrets.token_hex(32).encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_whole(path, key, only_new=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"The key file {path} cannot be written: {error}.") from error
+    return key
+
+
+def write_whole(path: Path, content: bytes, *, only_new: bool = False) -> None:
+    """Write a private file so that a crash leaves it whole or not there at all.
+
+    ``only_new``: raise ``FileExistsError`` when there is something already.
+    """
+    fresh = path.with_name(f"{path.name}.new-{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return key
+    if only_new and hasattr(os, "link"):
+        try:
+            os.link(fresh, path)
+        finally:
+            fresh.unlink()
+    else:
+        fresh.replace(path)
+    if sys.platform != "win32":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def hash_seed(data_dir: Path) -> int:
@@ -388,7 +415,7 @@ def hash_seed(data_dir: Path) -> int:
         return int(path.read_text())
     except FileNotFoundError:
         seed = secrets.randbelow(2**32)
-        path.write_text(f"{seed}\n")
+        write_whole(path, f"{seed}\n".encode())
         return seed
     except ValueError as error:
         raise ConfigError(f"The hash seed in {path} is not a number.") from error

@@ -82,7 +82,11 @@ class Catalogue:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the tables, without the lock: for a manager that is spawned."""
-        return {"_by_name": self._by_name, "_names": self._names}
+        return {
+            "_by_name": self._by_name,
+            "_by_alias": self._by_alias,
+            "_names": self._names,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Bring the tables back, with a lock of their own."""
@@ -100,15 +104,29 @@ class Catalogue:
                 if shared.ready_made:
                     return
                 if not present.ready_made:
-                    raise ConfigError(
-                        f"{shared.source} cannot be shared as {shared.name!r}: "
-                        f"{present.source} has that name. Choose another with name=."
-                    )
+                    raise _taken(shared.source, shared.name, present.source)
+            formerly = self._by_alias.get(shared.name)
+            if formerly is not None and formerly.source != shared.source:
+                if shared.ready_made:
+                    return
+                raise _taken(shared.source, shared.name, formerly.source)
+            for alias in shared.aliases:
+                self._check_alias(shared, alias)
             self._by_name[shared.name] = shared
             for alias in shared.aliases:
                 self._by_alias[alias] = shared
             if shared.cls is not None:
                 self._names[shared.cls] = shared.name
+
+    def _check_alias(self, shared: SharedClass, alias: str) -> None:
+        """Refuse an alias that is another class's: its objects would change hands."""
+        for table in (self._by_name, self._by_alias):
+            other = table.get(alias)
+            if other is None or other.source == shared.source:
+                continue
+            if not other.ready_made:
+                raise _taken(shared.source, alias, other.source)
+            del table[alias]
 
     def get(self, name: str) -> SharedClass | None:
         """Return the class shared as ``name``, now or formerly, or ``None``."""
@@ -144,6 +162,13 @@ class Catalogue:
             twin._by_alias.update(self._by_alias)
             twin._names.update(self._names)
         return twin
+
+
+def _taken(source: str, name: str, holder: str) -> ConfigError:
+    return ConfigError(
+        f"{source} cannot be shared as {name!r}: {holder} has that name, now or as an "
+        "alias. Choose another with name=."
+    )
 
 
 #: Where ``share`` puts classes.

@@ -219,7 +219,10 @@ def pack_target(class_name: str, key: str, method: str) -> bytes:
     The last few are kept. Raises ``TooLarge`` for a name above 255 bytes or a key above
     65,535.
     """
-    name, text, verb = class_name.encode(), key.encode(), method.encode()
+    try:
+        name, text, verb = class_name.encode(), key.encode(), method.encode()
+    except UnicodeEncodeError as error:
+        raise NotAllowed(f"A name or key cannot be sent: {error}.") from None
     if len(name) > 255 or len(verb) > 255 or len(text) > 65535:
         raise TooLarge(
             "A class name and a method have at most 255 bytes, a key 65,535; got "

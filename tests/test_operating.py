@@ -1176,7 +1176,7 @@ def test_the_verbs_do_what_they_say(
         (["load", "{tmp}/none"], 2, "cannot be read"),
         (["load", "{tmp}/there"], 2, "line 1 does not fit"),
         (["check", "--objects", "no.such"], 2, "'no.such' cannot be loaded"),
-        (["ping", "--timeout", "0.1"], 1, "No manager has been started"),
+        (["ping", "--timeout", "0.1"], 1, "No manager runs with"),
         (["ping", "--timeout", "-1"], 2, "seconds above 0"),
         (["ping", "--address", "http://there"], 2, "http://there"),
     ],

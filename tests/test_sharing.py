@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -482,3 +483,27 @@ def test_options_of_the_wrong_form_are_refused(options: dict[str, Any]) -> None:
     """A text where names are wanted is not taken letter by letter."""
     with pytest.raises(ConfigError, match=next(iter(options))):
         describe_class(Base, **options)
+
+
+def test_alias_of_another_class_is_refused() -> None:
+    """No class takes over the objects of another one by naming it as an alias."""
+    shared = Catalogue()
+    shared.add(describe_class(Base))
+    with pytest.raises(ConfigError, match="Base"):
+        shared.add(describe_class(dict, name="Other", aliases=("Base",)))
+
+    shared.add(describe_class(dict, name="Fresh", aliases=("Former",)))
+    with pytest.raises(ConfigError, match="Former"):
+        shared.add(describe_class(list, name="Former"))
+
+
+def test_pickled_catalogue_keeps_its_aliases() -> None:
+    """A manager that is spawned finds a class under its former names as well."""
+    shared = Catalogue()
+    shared.add(describe_class(dict, name="Fresh", aliases=("Former",)))
+
+    twin = pickle.loads(pickle.dumps(shared))
+
+    found = twin.get("Former")
+    assert found is not None
+    assert found.name == "Fresh"
