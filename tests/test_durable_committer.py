@@ -716,3 +716,16 @@ def test_an_image_holds_no_name_of_the_class() -> None:
     """A class can be renamed: nothing in the image says what it was called."""
     count = Count()
     assert b"Count" not in image.dump(count, {})
+
+
+def test_a_call_is_pending_until_its_reply_has_left() -> None:
+    """A manager that drains waits for the replies of the last commit as well."""
+    with DurableDesk(Count) as desk:
+        seen: list[int] = []
+        connection = FakeConnection(
+            lambda step: seen.append(desk.host.pending) if step == "deliver" else None
+        )
+        assert desk.ask("Count.add", connection=connection) == 1
+        wait_until(lambda: desk.host.pending == 0)
+
+        assert seen == [1]

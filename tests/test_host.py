@@ -1804,3 +1804,33 @@ def test_host_without_classes_shares_nothing() -> None:
     host.submit(make_call("Counter.add"), connection)
 
     assert "there are: none" in connection.replies[0].text
+
+
+def test_call_that_never_ends_does_not_keep_other_lanes_remembered() -> None:
+    """One lane whose method hangs holds up the forgetting of no other lane."""
+    release = threading.Event()
+
+    class Stuck:
+        def work(self) -> None:
+            assert release.wait(PATIENCE_S)
+
+    desk = Desk(Stuck, Counter, lane_retention_s=900.0)
+    stuck = desk.attached()
+    turn = desk.submit(stuck, "Stuck.work", number=1)
+    assert turn is not None
+    thread = threading.Thread(target=desk.host.run, args=(turn,))
+    thread.start()
+    try:
+        desk.host.detach(stuck.lane, stuck, finished=False)
+        other = desk.attached()
+        desk.ask(other, "Counter.add", number=1)
+        desk.host.detach(other.lane, other, finished=False)
+        desk.clock.advance(901)
+        desk.attached()
+
+        # The stuck one and the one that has just come.
+        assert desk.host.status()["lanes"] == 2
+    finally:
+        release.set()
+        thread.join(PATIENCE_S)
+    desk.host.check()
