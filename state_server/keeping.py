@@ -201,9 +201,11 @@ class StateKeeper:
             same = False
         if not same:
             cls = type(self.instance)
-            self.instance = image.rebuild(
-                self._image, cls, self._shared.transient, None
-            )
+            transient = self._shared.transient
+            self.instance = image.rebuild(self._image, cls, transient, None)
+            # Of the new instance: it may be dumped in other bytes than the former one,
+            # and would be taken for changed, and written, at the next call.
+            self._image = image.dump(self.instance, transient)
 
     def drop(self) -> None:
         """Let go of the object; the next call starts from what is kept of it."""
