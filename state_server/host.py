@@ -112,6 +112,10 @@ class Host:
         except StoreError as error:
             # Its journal says the same; only the next start takes longer.
             log.warning("No image of %s was written: %s", resident.name, error)
+        except Exception:
+            # The class's own code, which an image is made with: the store must be
+            # closed in order all the same.
+            log.exception("No image of %s was written.", resident.name)
 
     def close(self) -> None:
         """Refuse new calls from here on; those that wait or run are finished."""

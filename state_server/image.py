@@ -146,15 +146,6 @@ def state_of(image: bytes) -> Any:
     return Parts(args, kwargs, *unpickler.load())
 
 
-def from_parts(parts: Parts) -> bytes:
-    """Return the image that holds these parts."""
-    file = io.BytesIO()
-    pickler = pickle.Pickler(file, _PROTOCOL)
-    pickler.dump(parts[:2])
-    pickler.dump(parts[2:])
-    return file.getvalue()
-
-
 class _Itself:
     """Stands, in parts taken from an image, for the object that the image is of."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,12 +15,14 @@ import pytest
 
 from state_server import image
 from state_server.commits import Change, Committer
+from state_server.host import Host
 from state_server.keeping import KeepingLimits, StateKeeper
 from state_server.messages import Call
-from state_server.sharing import describe_class, readonly
+from state_server.sharing import Catalogue, describe_class, readonly
+from state_server.store import SqliteStore
 
 from .durable_classes import KINDS, Count, DurableDesk, FakeStore
-from .fakes import code_of
+from .fakes import FakeConnection, code_of, make_call
 
 
 def _name(cls: type) -> str:
@@ -399,7 +402,7 @@ def test_a_value_whose_class_is_gone_refuses_its_object_only() -> None:
     """An attribute whose class cannot be imported: refused by name, left as it is."""
     store = FakeStore()
     parts = image.Parts((), {}, {"count": 1}, None, None)
-    good = image.from_parts(parts)
+    good = image.image_of(parts)
     assert pickle.loads(good) == ((), {})
     vanished = pickle.dumps(((), {})) + b"cno_such_module\nThing\n."
     store.commit([Change(("Count", "bad"), 1, 1, vanished)], [], [])
@@ -461,3 +464,42 @@ def test_a_keeper_that_lets_go_starts_from_disk() -> None:
     keeper.drop()
     keeper.bring()
     assert keeper.instance.count == 1
+
+
+def test_a_class_that_fails_at_the_last_image_does_not_keep_the_store_open(
+    tmp_path: Path,
+) -> None:
+    """The store is closed in order even if a class raises while the manager stops."""
+
+    class Brittle:
+        loads = True
+
+        def __init__(self) -> None:
+            self.count = 0
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            if not Brittle.loads:
+                raise ValueError("not now")
+            self.__dict__.update(state)
+
+    shared = Catalogue()
+    shared.add(describe_class(Brittle, durable="journal"))
+    store = SqliteStore(tmp_path / "state.db")
+    host = Host(shared, store.epoch + bytes(8), store=store)
+    host.start()
+    connection = FakeConnection()
+    for number in (1, 2):
+        turn = host.submit(make_call("Brittle.add"), connection)
+        assert turn is not None
+        host.run(turn)
+        assert connection.wait(number) == number
+    Brittle.loads = False
+
+    host.stop()
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        store.count()
