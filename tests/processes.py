@@ -337,6 +337,13 @@ def is_running(pid: int) -> bool:
     return False
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def thread_count(pid: int) -> int:
     """Return the number of threads of a process."""
     return len(os.listdir(f"/proc/{pid}/task"))
