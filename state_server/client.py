@@ -244,7 +244,14 @@ class Client:
         admin_key = None
         if self._admin:
             admin_key = read_key_file(settings.data_dir / "adminkey")
-        return Link(wire.parse_address(address), key, lane, deadline, admin_key)
+        return Link(
+            wire.parse_address(address),
+            key,
+            lane,
+            deadline,
+            admin_key,
+            settings.busy_poll_s,
+        )
 
 
 class _Exchange:

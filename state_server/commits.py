@@ -1,9 +1,10 @@
 """Group commit: many calls share one commit, and no reply leaves before its own.
 
-Calls stage their changes from any thread; one writer thread commits what has gathered
-while the commit before was under way. Batches are committed strictly in order. If one
-fails, everything staged since fails with it, the objects it touched leave memory, and
-nothing is staged until it is certain what is on disk.
+Calls stage their changes from any thread. What has gathered is committed by the leader
+before it waits for more, where commits are quick, and otherwise by the writer thread,
+while the next batch fills. Batches are committed strictly in order, one at a time. If
+one fails, everything staged since fails with it, the objects it touched leave memory,
+and nothing is staged until it is certain what is on disk.
 
 Neither files nor sockets are known here; the store behind is an interface of six.
 """
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from enum import Enum
+from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 
 from .errors import StateServerError, StoreError, Unanswered
@@ -29,6 +31,9 @@ NUMBER_MAX = 2**63 - 1
 
 _RETRY_S = 0.25
 _HOUSEKEEPING_S = 30.0
+
+#: A commit that takes longer than this is worth another thread.
+_QUICK_COMMIT_S = 0.001
 
 
 class NeverWritten(StoreError):
@@ -73,8 +78,8 @@ class ReplyRecord(NamedTuple):
 class Store(Protocol):
     """What keeps state: SQLite here, something beyond this machine elsewhere.
 
-    ``commit``, ``fence`` and ``tidy`` are called by the writer thread alone; ``load``
-    and ``reply_of`` by any.
+    ``commit``, ``fence`` and ``tidy`` are called by one thread at a time; ``load`` and
+    ``reply_of`` by any.
     """
 
     epoch: bytes
@@ -125,7 +130,7 @@ class Batch:
     """Changes that are committed together.
 
     Guarded by the committer's lock until it is committed or has failed; from then on it
-    never changes but for ``give_back``, and belongs to the writer thread.
+    never changes but for ``give_back``, and belongs to the thread that wrote it.
     """
 
     __slots__ = (
@@ -161,11 +166,12 @@ Settle = Callable[[list[tuple[Any, bytes]], "StateServerError | None"], None]
 
 
 class Committer:
-    """The writer thread and what waits for it.
+    """What is to be committed, and the writer thread.
 
-    ``_lock`` guards ``_filling``, ``_failing``, ``_in_doubt`` and every batch that is
-    not resolved yet. ``_settle`` is called without it, with what waited for a batch and
-    the error if it failed.
+    ``_lock`` guards ``_filling``, ``_failing``, ``_in_doubt``, ``_gatherer``,
+    ``_is_writing``, ``_broken`` and every batch that is not resolved yet. Whoever set
+    ``_is_writing`` alone writes, and owns ``_commit_s`` and ``_tidy_at``. ``_settle``
+    is called without the lock, with what waited for a batch and the error if it failed.
     """
 
     def __init__(self, store: Store, settle: Settle, retention_s: float) -> None:
@@ -179,6 +185,12 @@ class Committer:
         self._failing: StoreError | None = None
         self._in_doubt: set[ObjectName] = set()
         self._stopping = False
+        #: The thread that has promised to call ``flush``: it need not wake the writer.
+        self._gatherer: int | None = None
+        self._is_writing = False
+        self._broken: tuple[Batch, StoreError] | None = None
+        #: How long commits take of late.
+        self._commit_s = 0.0
         self._tidy_at = time.monotonic() + _HOUSEKEEPING_S
         self._thread = threading.Thread(
             target=self._write_for_ever, name="state-server-writer", daemon=True
@@ -254,7 +266,8 @@ class Committer:
                 batch.waiting.append(waiting)
             if not batch.is_due:
                 batch.is_due = True
-                self._staged.notify()
+                if get_ident() != self._gatherer:
+                    self._staged.notify()
             return batch
 
     def join(self, batch: Batch, waiting: tuple[Any, bytes]) -> Phase:
@@ -271,6 +284,7 @@ class Committer:
     def wait_for(self, batch: Batch) -> None:
         """Wait until a batch is committed or has failed: one commit at the most."""
         with self._lock:
+            self._staged.notify()
             while batch.phase is Phase.FILLING:
                 self._resolved.wait(1.0)
 
@@ -279,37 +293,96 @@ class Committer:
         with self._lock:
             self._filling.forgotten.append(lane)
 
-    # The writer thread ---------------------------------------------------------------
+    # Writing -------------------------------------------------------------------------
+
+    @property
+    def has_staged(self) -> bool:
+        """Tell whether a change waits for somebody to begin its commit."""
+        return self._filling.is_due and not self._is_writing
+
+    def gather(self) -> None:
+        """Promise to call ``flush`` soon after whatever this thread stages from now.
+
+        The promise ends when another thread makes it.
+        """
+        with self._lock:
+            self._gatherer = get_ident()
+
+    def flush(self, *, may_wait: bool) -> None:
+        """See to it that what is staged is committed, here or by the writer thread.
+
+        Here if ``may_wait`` and if commits take less than it costs to wake another
+        thread and share the interpreter with it.
+        """
+        with self._lock:
+            batch = self._filling
+            if not batch.is_due or self._is_writing:
+                # Whoever writes looks again when it has ended.
+                return
+            if not may_wait or self._commit_s > _QUICK_COMMIT_S or self._stopping:
+                self._staged.notify()
+                return
+            self._filling, self._is_writing = Batch(), True
+        self._write(batch)
 
     def _write_for_ever(self) -> None:
         while True:
             with self._lock:
-                while not self._filling.is_due and not self._stopping:
+                while not self._has_work():
                     self._staged.wait(_HOUSEKEEPING_S)
-                    if time.monotonic() >= self._tidy_at:
-                        break
-                batch, self._filling = self._filling, Batch()
-                if self._stopping and not batch.is_due:
-                    return
+                broken, self._broken = self._broken, None
+                if broken is None:
+                    if self._stopping and not self._filling.is_due:
+                        return
+                    batch, self._filling = self._filling, Batch()
+                    self._is_writing = True
+            if broken is not None:
+                self._fail(*broken)
+                continue
+            self._tidy()
             self._write(batch)
 
+    def _has_work(self) -> bool:
+        if self._broken is not None:
+            return True
+        if self._is_writing:
+            return False
+        due = self._filling.is_due or self._stopping
+        return due or time.monotonic() >= self._tidy_at
+
     def _write(self, batch: Batch) -> None:
+        """Commit a batch; the caller has set ``_is_writing``, which ends here."""
         if batch.is_due or batch.forgotten:
+            started = time.perf_counter()
             try:
                 changes = [*batch.changes.values(), *batch.entries]
                 self._store.commit(changes, batch.replies, batch.forgotten)
             except Exception as error:
-                # Not only StoreError: whatever it was, this thread must go on, or no
-                # call would ever be answered again.
-                self._fail(batch, _as_store_error(error))
+                # Not only StoreError: whatever it was, the writer must go on, or no
+                # call would ever be answered again. It alone deals with failures, as
+                # that may take until the disk works again.
+                with self._lock:
+                    self._broken = batch, _as_store_error(error)
+                    self._staged.notify()
                 return
+            self._commit_s += (time.perf_counter() - started - self._commit_s) / 8
             self.commits += 1
             with self._lock:
                 batch.phase = Phase.COMMITTED
                 self._resolved.notify_all()
-            self._settle(batch.waiting, None)
-            batch.give_back()
-        self._tidy()
+            try:
+                self._settle(batch.waiting, None)
+            finally:
+                self._written(batch)
+        else:
+            self._written(batch)
+
+    def _written(self, batch: Batch) -> None:
+        batch.give_back()
+        with self._lock:
+            self._is_writing = False
+            if self._filling.is_due or self._stopping:
+                self._staged.notify()
 
     def _tidy(self) -> None:
         """Forget old replies now and then; nobody waits for it, nobody fails by it."""
@@ -346,10 +419,11 @@ class Committer:
         while not works and not self._stopping:
             time.sleep(_RETRY_S)
             works = self._try_fence()
-        if not works:
-            # The manager stops while the store fails: nothing more is taken in.
-            return
         with self._lock:
+            self._is_writing = False
+            if not works:
+                # The manager stops while the store fails: nothing more is taken in.
+                return
             self._failing = None
             self._in_doubt.clear()
         log.warning("The store works again.")

@@ -181,6 +181,11 @@ class Crew:
         else:
             self._serve(following)
 
+    def can_be_relieved(self) -> bool:
+        """Tell whether another thread could lead if this one were stuck."""
+        with self._lock:
+            return self._idle + self._startable() > 0
+
     def hand_back(self, continuation: Continuation) -> None:
         """Have the leader run something between two polls; called by any thread."""
         self.handed_back.append(continuation)

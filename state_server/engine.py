@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from . import poller as polling
 from . import tcp, wire
+from .busy_poll import BusyPoll
 from .connection import Connection
 from .conversation import Answer, Manners
 from .crew import Continuation, Crew
@@ -59,6 +60,7 @@ class EngineLimits(NamedTuple):
     threads_max: int = 64
     takeover_after_s: float = 0.005
     slice_s: float = 0.05
+    busy_poll_s: float = 0.00005
 
 
 class Engine:
@@ -83,6 +85,7 @@ class Engine:
         self._wake_sender.setblocking(False)
         self._poller = polling.make_poller(self.wake)
         self._poller.register(self._wake_receiver.fileno(), polling.READ)
+        self._poll = BusyPoll(self._poller.poll, limits.busy_poll_s)
         self._crew = Crew(
             self._host,
             self._lead,
@@ -187,10 +190,13 @@ class Engine:
     def _lead(self) -> None:
         """Serve the sockets until somebody else does or the engine stops."""
         crew, events, handed_back = self._crew, self._events, self._crew.handed_back
+        self._host.gather()
         while crew.leads() and not crew.stopping:
             try:
+                if self._host.has_staged and not crew.run_turn(self._flush):
+                    return
                 if not events and not handed_back:
-                    events.extend(self._poller.poll(_SWEEP_S))
+                    events.extend(self._poll(_SWEEP_S))
                 if time.monotonic() >= self._next_sweep:
                     self._sweep()
                 while events:
@@ -205,6 +211,9 @@ class Engine:
                 # The border around the engine's life: a defect must not end the
                 # service of everybody else, and without a leader there is none.
                 log.exception("The engine failed; it goes on.")
+
+    def _flush(self) -> None:
+        self._host.flush(may_wait=self._crew.can_be_relieved())
 
     def _on_event(self, descriptor: int, bits: int) -> bool:
         """Handle one event; tell whether this thread is still the leader."""

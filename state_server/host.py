@@ -117,6 +117,21 @@ class Host:
             # closed in order all the same.
             log.exception("No image of %s was written.", resident.name)
 
+    def gather(self) -> None:
+        """Promise to call ``flush`` after each few calls; the latest promise holds."""
+        if self._committer is not None:
+            self._committer.gather()
+
+    def flush(self, *, may_wait: bool) -> None:
+        """Have what was changed committed, here if ``may_wait`` and that is quick."""
+        if self._committer is not None:
+            self._committer.flush(may_wait=may_wait)
+
+    @property
+    def has_staged(self) -> bool:
+        """Tell whether a change waits to be committed."""
+        return self._committer is not None and self._committer.has_staged
+
     def close(self) -> None:
         """Refuse new calls from here on; those that wait or run are finished."""
         with self._lock:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import tcp, wire
+from .busy_poll import BusyPoll
 from .errors import (
     Denied,
     NotAllowed,
@@ -87,6 +88,7 @@ class Link:
         lane: Lane,
         deadline: float,
         admin_key: bytes | None = None,
+        busy_poll_s: float = 0.0,
     ) -> None:
         """Connect and shake hands.
 
@@ -111,7 +113,7 @@ class Link:
         except OSError as error:
             raise Unreachable(f"No socket could be made: {error}.") from error
         try:
-            self._connect(target, deadline)
+            self._connect(target, deadline, busy_poll_s)
             tcp.tune(self.socket)
             self._shake_hands(key, admin_key, deadline)
         except StateServerError:
@@ -179,14 +181,18 @@ class Link:
     # The socket never blocks, and there is one wait: a timeout of the socket's own
     # would cost a system call before each send and each receive.
 
-    def _connect(self, target: str | tuple[str, int], deadline: float) -> None:
+    def _connect(
+        self, target: str | tuple[str, int], deadline: float, busy_poll_s: float
+    ) -> None:
         self.socket.settimeout(_remaining_s(deadline, sent=False))
         self.socket.connect(target)
         self.socket.setblocking(False)
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(self.socket.fileno(), select.POLLIN)
-            self._wait = poll.poll
+            # A poll that gevent has put in its place gives way by itself.
+            is_native = type(poll).__module__ == "select"
+            self._wait = BusyPoll(poll.poll, busy_poll_s if is_native else 0.0)
         else:
             self._wait = functools.partial(_select, self.socket)
 

@@ -33,6 +33,10 @@ class Pool:
     def __init__(self, dial: Dial, connections_max: int) -> None:
         self._dial = dial
         self._connections_max = connections_max
+        #: One lock for each process this was forked into: those of the parent may be
+        #: held by threads that are not here.
+        self._renewing: dict[int, threading.Lock] = {}
+        self._closed = False
         self._renew()
         _pools.add(self)
 
@@ -41,7 +45,6 @@ class Pool:
         return f"<Pool links={len(self._links)} free={len(self._free)}>"
 
     def _renew(self) -> None:
-        self._process_id = os.getpid()
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
         self._session = os.urandom(16)
@@ -49,17 +52,22 @@ class Pool:
         self._links: set[Link] = set()
         self._dialling = 0
         self._waiting = 0
-        self._closed = False
         self._edge = Edge(log, "connections of one client", self._connections_max)
+        # At last: from now on no thread of this process renews it again.
+        self._process_id = os.getpid()
 
     def forget_parent(self) -> None:
         """Close the copies of another process's links, without a word to the manager.
 
         Locks are made anew: a thread that exists in the parent only may have held them.
         """
-        inherited, closed = self._links, self._closed
-        self._renew()
-        self._closed = closed
+        process_id = os.getpid()
+        # A server that forks without Python's hooks may have many threads here.
+        with self._renewing.setdefault(process_id, threading.Lock()):
+            if process_id == self._process_id:
+                return
+            inherited = self._links
+            self._renew()
         for link in inherited:
             link.socket.close()
 

@@ -63,6 +63,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _moment(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 0.1:
+        raise ValueError(f"expected seconds from 0 to 0.1, not {text!r}")
+    return value
+
+
 def _level(text: str) -> str:
     level = text.upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -92,6 +99,9 @@ class CommonSettings:
         None, _path, "file that holds the key; default: authkey in the data folder"
     )
     log_level: str = _setting("INFO", _level, "debug, info, warning or error")
+    busy_poll_s: float = _setting(
+        0.00005, _moment, "time to look for an answer before sleeping; 0: none"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ fence overwrites the tail of the log, and what followed it no longer fits its ch
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import os
 import sqlite3
@@ -18,7 +20,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .commits import (
     Change,
@@ -67,16 +69,19 @@ create table fence (id integer primary key check (id = 1), count integer not nul
 insert into fence values (1, 0);
 """
 
-_PUT_OBJECT = """
-insert into objects (class, key, version, generation, image) values (?, ?, ?, ?, ?)
+_PUT_OBJECTS = """
+insert into objects (class, key, version, generation, image) values {rows}
 on conflict (class, key) do update set version = excluded.version,
 generation = excluded.generation, image = excluded.image
 """
-_PUT_REPLY = """
-insert into replies (lane, session, number, payload, committed_at)
-values (?, ?, ?, ?, ?) on conflict (lane) do update set number = excluded.number,
+_PUT_REPLIES = """
+insert into replies (lane, session, number, payload, committed_at) values {rows}
+on conflict (lane) do update set number = excluded.number,
 payload = excluded.payload, committed_at = excluded.committed_at
 """
+#: Rows that one statement writes. The interpreter is given up around each statement,
+#: and a busy leader is slow to give it back: a few large ones beat many small ones.
+_ROWS_AT_ONCE = (64, 16, 4, 1)
 _NEW_EPOCH = "update about set value = ? where name = 'epoch'"
 
 #: Pages that are copied at a stretch; a signal is heard in between.
@@ -158,6 +163,9 @@ class SqliteStore:
         if mode != "wal":
             raise sqlite3.OperationalError(f"the journal mode is {mode}, not wal")
         writer.execute("pragma synchronous = full")
+        some = writer.execute("select exists (select 1 from entries)").fetchone()
+        #: Whether an image may make entries needless that are to be deleted then.
+        self._may_have_entries = bool(some[0])
         epoch = "select value from about where name = 'epoch'"
         return bytes(writer.execute(epoch).fetchone()[0])
 
@@ -249,23 +257,27 @@ class SqliteStore:
             writer = self._writer
             writer.execute("begin immediate")
             if images:
-                writer.executemany(
-                    _PUT_OBJECT,
+                _put(
+                    writer,
+                    _PUT_OBJECTS,
                     [(*c.name, c.version, c.generation, c.image) for c in images],
                 )
-                writer.executemany(
-                    "delete from entries where class = ? and key = ? "
-                    "and generation <= ?",
-                    [(*c.name, c.generation) for c in images],
-                )
+                if self._may_have_entries:
+                    writer.executemany(
+                        "delete from entries where class = ? and key = ? "
+                        "and generation <= ?",
+                        [(*c.name, c.generation) for c in images],
+                    )
             if entries:
+                self._may_have_entries = True
                 writer.executemany(
                     "insert into entries values (?, ?, ?, ?)",
                     [(*c.name, c.generation, c.entry) for c in entries],
                 )
             if replies:
-                writer.executemany(
-                    _PUT_REPLY,
+                _put(
+                    writer,
+                    _PUT_REPLIES,
                     [
                         (r.lane.lane, r.lane.session, r.number, r.payload, now)
                         for r in replies
@@ -333,8 +345,10 @@ class SqliteStore:
             if not replace:
                 return "kept"
             outcome = "replaced"
-        writer.execute(_PUT_OBJECT, (*row.name, row.version, row.generation, row.image))
+        images = [(*row.name, row.version, row.generation, row.image)]
+        _put(writer, _PUT_OBJECTS, images)
         writer.execute("delete from entries where class = ? and key = ?", row.name)
+        self._may_have_entries = self._may_have_entries or bool(row.entries)
         writer.executemany(
             "insert into entries values (?, ?, ?, ?)",
             [(*row.name, *entry) for entry in row.entries],
@@ -541,6 +555,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _put(
+    connection: sqlite3.Connection, statement: str, rows: list[tuple[Any, ...]]
+) -> None:
+    """Write rows with as few statements as possible."""
+    done = 0
+    for size in _ROWS_AT_ONCE:
+        while len(rows) - done >= size:
+            connection.execute(
+                _for_rows(statement, size, len(rows[0])),
+                list(itertools.chain.from_iterable(rows[done : done + size])),
+            )
+            done += size
+
+
+@functools.cache
+def _for_rows(statement: str, count: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return statement.format(rows=", ".join([row] * count))
 
 
 def _damage(connection: sqlite3.Connection, pragma: str) -> list[str]:

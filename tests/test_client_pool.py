@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -824,3 +826,58 @@ def test_key_of_an_object_is_text(key: Any) -> None:
     """A key that is no text is refused before the manager is asked."""
     with pytest.raises(NotShared, match="is text"):
         connect("tcp://h:1", b"k").get("Room", key)
+
+
+class LinkOfNoSocket:
+    """What a pool needs of a link."""
+
+    is_local = True
+    has_leftovers = False
+    made_at = float("inf")
+
+    def __init__(self, lane: Lane, deadline: float) -> None:
+        self.lane = lane
+        self.socket = self
+        self.closed = False
+
+    def close(self, *, goodbye: bool = False) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+
+def test_threads_of_a_process_that_was_forked_without_hooks_share_no_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many threads notice it at once, the parent's links go, and only those."""
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            _fork_in_name_only(monkeypatch)
+    finally:
+        sys.setswitchinterval(switch_interval_s)
+
+
+def _fork_in_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(LinkOfNoSocket, 64)  # type: ignore[arg-type]
+    inherited = pool.take(1e9)
+    pool.give(inherited)
+    child = os.getpid() + 1
+    gate = threading.Barrier(8)
+    taken: list[Any] = []
+
+    def take() -> None:
+        gate.wait()
+        taken.append(pool.take(1e9))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child)
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(taken) == 8
+    assert inherited not in taken
+    assert not any(link.socket.closed for link in taken)
+    assert inherited.socket.closed

@@ -1668,7 +1668,7 @@ class HostWalk(RuleBasedStateMachine):
     @rule(seconds=st.integers(0, 60))
     def time_passes(self, seconds: int) -> None:
         """Less than any deadline or retention in all."""
-        if self.desk.clock() < 1_000_000 + 500:
+        if self.desk.clock() < 1_000_000 + 230:
             self.desk.clock.advance(seconds)
 
     @precondition(lambda self: self.turns)

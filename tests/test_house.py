@@ -59,6 +59,7 @@ CODEC_PARTS = {
 }
 #: What both halves may stand on.
 GROUND = {
+    "busy_poll",
     "codec",
     "errors",
     "failures",

@@ -105,15 +105,19 @@ class _Writer:
         if statement == "begin immediate":
             crash("after BEGIN")
             self._replies = False
+        self._note(statement)
         return result
 
     def executemany(self, statement: str, *args: Any) -> Any:
         result = self._connection.executemany(statement, *args)
+        self._note(statement)
+        return result
+
+    def _note(self, statement: str) -> None:
         if "into objects" in statement:
             crash("after the objects were written")
         if "into replies" in statement:
             self._replies = True
-        return result
 
     _replies = False
 
