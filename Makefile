@@ -21,7 +21,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.tools ## compare speed with the alternatives, in one run
+bench: $(VENV)/.rivals ## compare speed with the alternatives, in one run
 	@$(BIN)/python -m benchmarks
 
 chaos: $(VENV)/.tools ## kill everything at random for MINUTES (5), then check history
@@ -35,6 +35,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.rivals: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed

@@ -148,7 +148,7 @@ class Service:
         admin_key = _admin_key(settings.data_dir)
         for specification in settings.objects:
             load_objects(specification)
-        add_ready_made(self._catalogue)
+        add_ready_made(self._catalogue, settings)
         _check_hash_seed(settings, self._catalogue)
         wanted = _wanted_address(settings)
         self._listener, self.address = listen(wanted, settings.backlog)
@@ -324,13 +324,12 @@ def fix_hash_seed(settings: ManagerSettings) -> None:
     """Start this process anew with the hash seed of its data folder, if it matters.
 
     The order in which a set iterates depends on the seed, and a journalled method may
-    depend on that order. Raises ``ConfigError`` when the objects cannot be loaded.
+    depend on that order; those of ready-made classes do not. Raises ``ConfigError``
+    when the objects cannot be loaded.
     """
     for specification in settings.objects:
         load_objects(specification)
-    shared = [catalogue.get(name) for name in catalogue.names()]
-    journals = any(item is not None and item.durable == "journal" for item in shared)
-    if settings.memory or not journals:
+    if settings.memory or not _journals(catalogue):
         return
     configuration.make_private_folder(settings.data_dir)
     seed = str(configuration.hash_seed(settings.data_dir))
@@ -344,8 +343,7 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
 
     Only ``main`` can start its process anew; a server inside another program cannot.
     """
-    classes = [shared.get(name) for name in shared.names()]
-    journals = [item.name for item in classes if item and item.durable == "journal"]
+    journals = _journals(shared)
     if settings.memory or not journals:
         return
     seed = str(configuration.hash_seed(settings.data_dir))
@@ -355,6 +353,16 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
             f"under the hash seed of its data folder, {seed}. Start the manager with "
             "start_manager.py, or this program with that PYTHONHASHSEED."
         )
+
+
+def _journals(shared: Catalogue) -> list[str]:
+    """Return the names of the journalled classes of the user's own."""
+    classes = [shared.get(name) for name in shared.names()]
+    return [
+        item.name
+        for item in classes
+        if item and item.durable == "journal" and not item.ready_made
+    ]
 
 
 def log_to_stderr(level: str) -> None:

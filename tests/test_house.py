@@ -74,9 +74,16 @@ GROUND = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "utilities", "helpers", "common", "misc", "lib"}
 
-#: The one place where the halves touch: the parent of the web workers keeps a manager
-#: as well, and asks whether the data folder is in use before it starts one.
-CROSSINGS = {("web.keeper", "service")}
+#: Where the halves touch: the parent of the web workers keeps a manager as well, and
+#: asks whether the data folder is in use before it starts one; and the demonstration
+#: has an object of a hosted class in its own process, to show what becomes of it there.
+CROSSINGS = {
+    ("web.keeper", "service"),
+    ("web.demo", "objects.demonstration"),
+    ("web.variants.global_with_lock", "objects.demonstration"),
+    ("web.variants.plain_global", "objects.demonstration"),
+    ("web.variants.stock_manager", "objects.demonstration"),
+}
 
 #: Each outside thing, and the rooms it may enter by.
 DOORS = {
@@ -92,9 +99,20 @@ DOORS = {
         "web.terminal",
         "web.worker",
     },
-    "flask": {"integrations.flask", "web.app"},
+    "flask": {
+        "integrations.flask",
+        "integrations.flask_caching",
+        "integrations.flask_session",
+        "integrations.sessions",
+        "web.app",
+        "web.demo",
+        "web.variants.session_cookie",
+    },
+    "flask_caching": {"integrations.flask_caching"},
+    "cachelib": {"integrations.caching"},
+    "limits": {"integrations.limits"},
     "waitress": {"web.server"},
-    "multiprocessing": {"manager"},
+    "multiprocessing": {"manager", "web.stock_process", "web.variants.stock_manager"},
     "subprocess": {"web.children"},
     "socket": {
         "connection",
@@ -103,6 +121,7 @@ DOORS = {
         "service",
         "tcp",
         "web.server",
+        "web.stock_process",
         "web.supervisor",
         "web.worker",
     },
@@ -118,6 +137,7 @@ ENVIRONMENT = {
     "client",
     "service",
     "web.__main__",
+    "web.stock_process",
     "web.supervisor",
     "web.terminal",
     "web.worker",

@@ -1,7 +1,8 @@
-"""The web application: one shared counter, and two questions for those who watch it.
+"""The web application: one shared counter, a page that shows why, and two questions.
 
-``GET /`` answers the next number. ``GET /healthz`` tells that this process turns, ``GET
-/readyz`` whether the manager answers it.
+``GET /`` answers the next number. ``GET /demo`` is the demonstration, see ``web.demo``.
+``GET /healthz`` tells that this process turns, ``GET /readyz`` whether the manager
+answers it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from flask import Blueprint, Flask, Response, current_app, request
 
 from state_server.errors import StateServerError
 from state_server.integrations.flask import StateServer
+
+from . import demo
 
 #: Seconds that ``/readyz`` waits for the manager.
 READY_TIMEOUT_S = 1.0
@@ -28,6 +31,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.config.update(config or {})
     state.init_app(app)
     app.register_blueprint(views)
+    demo.init_app(app)
     return app
 
 

@@ -179,11 +179,14 @@ class Supervisor:
         host, port = self._listener.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{port}/"
+        is_ours = self._settings.app == WebSettings().app
+        demonstration = f" and open {address}demo in a browser" if is_ours else ""
         # Whoever read our output may have gone; that is no reason to end.
         with contextlib.suppress(OSError):
             print(
                 f"State Server is ready: {self._settings.workers} worker processes.\n"
-                f"Try: curl http://{shown}:{port}/\n"
+                f"Try: curl {address}{demonstration}\n"
                 f"Stop: Ctrl-C",
                 flush=True,
             )

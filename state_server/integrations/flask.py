@@ -13,11 +13,21 @@ constructor stands in for keys that are not there. Values may come from
     STATE_SERVER_AUTHKEY_FILE   a file that holds the key
     STATE_SERVER_TIMEOUT        seconds until a call is given up
     STATE_SERVER_HANDLE_ERRORS  whether errors become responses (default: true)
+    STATE_SERVER_SESSIONS       whether ``flask.session`` is kept here (default: false)
+
+and, where it is:
+
+    STATE_SERVER_SESSION_NAMESPACE    whose sessions (default: the name of the app)
+    STATE_SERVER_SESSION_CONFLICT     "merge" (default), "last" or "error"
+    STATE_SERVER_SESSION_BYTES_MAX    size of one session (default: 1 MiB)
+    STATE_SERVER_SESSION_TOUCH_SHARE  part of the lifetime that passes before a session
+                                      that is only read is renewed (default: 0.01)
+    STATE_SERVER_SESSIONS_MAX         sessions of the app (default: 1,000,000)
 
 Nothing connects before the first call, and nothing here owns a socket or a thread: an
 app may be loaded before its server forks.
 
-Errors become responses like this. An error of the family whose ``status`` is 503 or 504
+Errors become responses like this. An error of the family whose ``status`` is not 500
 (see ``state_server.errors``) is an answer to the visitor: it is logged once, and sent
 as plain text, or as JSON to those who prefer it, with ``Retry-After`` when the same
 call may succeed later. This is an ordinary error handler, so it also answers under
@@ -42,6 +52,9 @@ from state_server.errors import ConfigError, StateServerError
 from state_server.messages import DEFAULT_KEY
 from state_server.settings import read_key_file
 
+from .session_store import RULES, SessionConfig, SessionStore
+from .sessions import StateServerSessionInterface
+
 T = TypeVar("T")
 
 #: The key in ``app.extensions``.
@@ -49,9 +62,13 @@ EXTENSION = "state_server"
 
 #: The text for visitors: it names neither the address nor what was called.
 ANSWERS = {
+    409: "Another request changed the same thing at the same time; please try again.",
     503: "The service is not available at the moment; please try again.",
     504: "The service did not answer in time; it is not known whether it did the work.",
 }
+
+#: The name of an app is part of the names of its objects.
+NAMESPACE_LENGTH_MAX = 200
 
 #: Seconds in the header ``Retry-After`` of errors after which a call may be repeated.
 RETRY_AFTER_S = 1
@@ -66,13 +83,14 @@ class Config:
     authkey: bytes | None = None
     timeout: float | None = None
     handle_errors: bool = True
+    sessions: SessionConfig | None = None
 
     def __repr__(self) -> str:
         key = "none" if self.authkey is None else "***"
         return (
             f"Config(address={self.address!r}, data_dir={self.data_dir!r}, "
             f"authkey={key}, timeout={self.timeout!r}, "
-            f"handle_errors={self.handle_errors!r})"
+            f"handle_errors={self.handle_errors!r}, sessions={self.sessions!r})"
         )
 
 
@@ -82,6 +100,7 @@ class AppState:
 
     client: state_server.Client
     config: Config
+    sessions: SessionStore | None = None
 
 
 class StateServer:
@@ -102,6 +121,7 @@ class StateServer:
         authkey_file: str | Path | None = None,
         timeout: float | None = None,
         handle_errors: bool = True,
+        sessions: bool = False,
     ) -> None:
         self._defaults: dict[str, object] = {
             "STATE_SERVER_ADDRESS": address,
@@ -110,6 +130,7 @@ class StateServer:
             "STATE_SERVER_AUTHKEY_FILE": authkey_file,
             "STATE_SERVER_TIMEOUT": timeout,
             "STATE_SERVER_HANDLE_ERRORS": handle_errors,
+            "STATE_SERVER_SESSIONS": sessions,
         }
         if app is not None:
             self.init_app(app)
@@ -127,14 +148,18 @@ class StateServer:
             )
         for key, value in self._defaults.items():
             app.config.setdefault(key, value)
-        config = read_config(app.config)
+        config = read_config(app.config, app.name)
         options: dict[str, Any] = {}
         if config.timeout is not None:
             options["timeout"] = config.timeout
         client = state_server.connect(
             config.address, config.authkey, data_dir=config.data_dir, **options
         )
-        app.extensions[EXTENSION] = AppState(client=client, config=config)
+        sessions = None
+        if config.sessions is not None:
+            sessions = SessionStore(client, config.sessions)
+            app.session_interface = StateServerSessionInterface(sessions)
+        app.extensions[EXTENSION] = AppState(client, config, sessions)
         handlers = app.error_handler_spec[None][None]
         if config.handle_errors and StateServerError not in handlers:
             app.register_error_handler(StateServerError, answer_error)
@@ -165,6 +190,21 @@ class StateServer:
     @property
     def client(self) -> state_server.Client:
         """Return the client of the current app."""
+        return self._state.client
+
+    @property
+    def sessions(self) -> SessionStore:
+        """Return the sessions of the current app, to be listed and revoked."""
+        sessions = self._state.sessions
+        if sessions is None:
+            raise RuntimeError(
+                f"The app {current_app.name!r} does not keep its sessions here; set "
+                "STATE_SERVER_SESSIONS = True before init_app(app)."
+            )
+        return sessions
+
+    @property
+    def _state(self) -> AppState:
         if not has_app_context():
             raise RuntimeError(
                 "The State Server needs an application context; use it in a view, or "
@@ -177,7 +217,7 @@ class StateServer:
                 f"The app {current_app.name!r} has no State Server; call "
                 "init_app(app) when the app is made."
             )
-        return state.client
+        return state
 
 
 def answer_error(error: StateServerError) -> Response:
@@ -211,13 +251,13 @@ def answer_error(error: StateServerError) -> Response:
     return response
 
 
-def read_config(values: Mapping[str, Any]) -> Config:
+def read_config(values: Mapping[str, Any], app_name: str) -> Config:
     """Return the checked configuration; raises ``ConfigError`` naming key and value."""
 
-    def read(name: str, check: Callable[[str, Any], Any]) -> Any:
+    def read(name: str, check: Callable[[str, Any], Any], default: Any = None) -> Any:
         key = f"STATE_SERVER_{name}"
         value = values.get(key)
-        return None if value is None else check(key, value)
+        return default if value is None else check(key, value)
 
     authkey = read("AUTHKEY", _key)
     authkey_file = read("AUTHKEY_FILE", _path)
@@ -227,13 +267,23 @@ def read_config(values: Mapping[str, Any]) -> Config:
             raise ConfigError(
                 f"STATE_SERVER_AUTHKEY_FILE is {authkey_file!r}; there is no such file"
             )
-    handle_errors = read("HANDLE_ERRORS", _boolean)
+    sessions = None
+    if read("SESSIONS", _boolean, False):
+        default = SessionConfig(app_name)
+        sessions = SessionConfig(
+            namespace=read("SESSION_NAMESPACE", _namespace, default.namespace),
+            conflict=read("SESSION_CONFLICT", _rule, default.conflict),
+            bytes_max=read("SESSION_BYTES_MAX", _count, default.bytes_max),
+            count_max=read("SESSIONS_MAX", _count, default.count_max),
+            touch_share=read("SESSION_TOUCH_SHARE", _share, default.touch_share),
+        )
     return Config(
         address=read("ADDRESS", _text),
         data_dir=read("DATA_DIR", _path),
         authkey=authkey,
         timeout=read("TIMEOUT", _seconds),
-        handle_errors=True if handle_errors is None else handle_errors,
+        handle_errors=read("HANDLE_ERRORS", _boolean, True),
+        sessions=sessions,
     )
 
 
@@ -266,6 +316,34 @@ def _seconds(key: str, value: Any) -> float:
         raise ConfigError(f"{key} is {value!r}; expected a number of seconds")
     if not 0 < value < float("inf"):
         raise ConfigError(f"{key} is {value!r}; expected seconds above 0")
+    return float(value)
+
+
+def _namespace(key: str, value: Any) -> str:
+    if len(_text(key, value)) > NAMESPACE_LENGTH_MAX:
+        raise ConfigError(
+            f"{key} is {value!r}; expected text of at most {NAMESPACE_LENGTH_MAX} "
+            "characters"
+        )
+    return str(value)
+
+
+def _rule(key: str, value: Any) -> str:
+    if value not in RULES:
+        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(RULES)}")
+    return str(value)
+
+
+def _count(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key} is {value!r}; expected a whole number from 1")
+    return value
+
+
+def _share(key: str, value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigError(f"{key} is {value!r}; expected a number from 0 to 1")
     return float(value)
 
 

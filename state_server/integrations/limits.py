@@ -1,0 +1,189 @@
+"""A storage for the package limits, and so for Flask-Limiter: one count for everybody.
+
+Importing this module makes ``stateserver://`` known:
+
+    import state_server.integrations.limits
+
+    RATELIMIT_STORAGE_URI = "stateserver://"
+
+The rest of the address says which manager:
+
+    stateserver://                  the one of STATE_SERVER_ADDRESS or the data folder
+    stateserver://host:port         one at a port, IPv6 addresses in brackets
+    stateserver:///path/to/socket   one at a Unix socket
+
+Options, as ``RATELIMIT_STORAGE_OPTIONS``, as arguments of ``storage_from_string`` or,
+the key excepted, as a query (``stateserver://?data_dir=var&region=api``):
+
+    authkey         the key; if left out, from the environment or the data folder
+    data_dir        the data folder of the manager
+    region          whose limits: regions have nothing in common (default: "default")
+    call_timeout_s  seconds until a call is given up (default: 5)
+    class_name      the name that the class of the region is shared as
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
+
+import state_server
+from state_server.errors import ConfigError, Overloaded, StateServerError
+
+#: What may stand in the query of an address. An address is logged; a key is not.
+_QUERY = {"data_dir": str, "region": str, "call_timeout_s": float, "class_name": str}
+
+
+class StateServerStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
+    """Windows kept in a manager; each method is one call, so hits are counted exactly.
+
+    ``uri`` and the options are those of the module. Nothing is connected before the
+    first call. All errors are of the package's family (``base_exceptions``);
+    ``wrap_exceptions`` wraps them as ``limits.errors.StorageError``.
+
+    ``storage``, the handle of the region, and ``wrap_exceptions`` are set once. Any
+    thread may use it, and one made before a fork works after it.
+    """
+
+    STORAGE_SCHEME = ["stateserver"]  # noqa: RUF012 - the base declares it so
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        wrap_exceptions: bool = False,
+        *,
+        authkey: bytes | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(uri, wrap_exceptions)
+        address, query = _parsed(uri or "stateserver://")
+        unknown = set(options) - set(_QUERY)
+        if unknown:
+            raise ConfigError(
+                f"A rate limit storage has no option {', '.join(sorted(unknown))}; "
+                f"there are authkey, {', '.join(_QUERY)}."
+            )
+        chosen: dict[str, Any] = {**query, **options}
+        self.storage = state_server.connect(
+            address, authkey, data_dir=chosen.get("data_dir")
+        ).get(
+            chosen.get("class_name", "RateLimits"),
+            chosen.get("region", "default"),
+            timeout=chosen.get("call_timeout_s", 5.0),
+        )
+
+    def __repr__(self) -> str:
+        """Say whose windows these are."""
+        return f"<StateServerStorage {self.storage!r}>"
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """Return the class of all errors that a call may raise."""
+        return StateServerError
+
+    def check(self) -> bool:
+        """Tell whether the manager answers."""
+        try:
+            self._call("info")
+        except StateServerError:
+            return False
+        return True
+
+    def reset(self) -> int:
+        """Forget all windows of the region; return how many there were."""
+        return self._call("reset")  # type: ignore[no-any-return]
+
+    def clear(self, key: str) -> None:
+        """Forget the fixed and the moving window of ``key``."""
+        self._call("clear", key)
+
+    # Fixed windows -------------------------------------------------------------------
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Count a hit in a window of ``expiry`` seconds; return the number of hits."""
+        return self._call("incr", key, expiry, amount)  # type: ignore[no-any-return]
+
+    def get(self, key: str) -> int:
+        """Return the number of hits in the window."""
+        return self._call("get", key)  # type: ignore[no-any-return]
+
+    def get_expiry(self, key: str) -> float:
+        """Return when the window ends, in seconds since 1970; now if there is none."""
+        return time.time() + float(self._call("ends_in", key))
+
+    # Moving windows ------------------------------------------------------------------
+
+    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """Count a hit unless there were ``limit`` of them; tell whether it counted."""
+        return self._call("acquire_entry", key, limit, expiry, amount)  # type: ignore[no-any-return]
+
+    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        """Return the time of the oldest hit (seconds since 1970) and how many."""
+        age_s, hits = self._call("moving_window", key, expiry)
+        return time.time() - age_s, hits
+
+    # Sliding windows -----------------------------------------------------------------
+
+    def acquire_sliding_window_entry(
+        self, key: str, limit: int, expiry: int, amount: int = 1
+    ) -> bool:
+        """Count a hit unless there were ``limit`` of them; tell whether it counted."""
+        method = "acquire_sliding_window_entry"
+        return self._call(method, key, limit, expiry, amount)  # type: ignore[no-any-return]
+
+    def get_sliding_window(
+        self, key: str, expiry: int
+    ) -> tuple[int, float, int, float]:
+        """Return hits and seconds left of the former window, and of the current one."""
+        return self._call("sliding_window", key, expiry)  # type: ignore[no-any-return]
+
+    def clear_sliding_window(self, key: str, expiry: int) -> None:
+        """Forget the sliding window of ``key``."""
+        self._call("clear_sliding_window", key)
+
+    # Inside --------------------------------------------------------------------------
+
+    def _call(self, method: str, *args: Any) -> Any:
+        try:
+            return getattr(self.storage, method)(*args)
+        except OverflowError as error:
+            raise Overloaded(str(error)) from error
+
+
+def _parsed(uri: str) -> tuple[str | None, dict[str, Any]]:
+    """Return the address for ``connect``, and the options in the query."""
+    parts = urlsplit(uri)
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "The address of a rate limit storage holds a name or password; it is "
+            "logged. Give the key as the option authkey, or in the environment."
+        )
+    if parts.netloc and parts.path.strip("/"):
+        raise ConfigError(
+            f"The address of a rate limit storage has both host ({parts.netloc}) and "
+            f"path ({parts.path}); it is stateserver://host:port or "
+            "stateserver:///path/to/socket."
+        )
+    address = None
+    if parts.netloc:
+        address = f"tcp://{parts.netloc}"
+    elif parts.path:
+        address = f"unix://{unquote(parts.path)}"
+    query: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _QUERY:
+            raise ConfigError(
+                f"The address of a rate limit storage has {name!r} in its query, where "
+                f"there may be {', '.join(_QUERY)}."
+            )
+        try:
+            query[name] = _QUERY[name](text)
+        except ValueError:
+            raise ConfigError(
+                f"The address of a rate limit storage has {name}={text!r}; expected a "
+                "number of seconds."
+            ) from None
+    return address, query

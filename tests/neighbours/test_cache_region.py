@@ -1,0 +1,408 @@
+"""A cache region by plain calls: time, bounds, use, counting, leases, accounting."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from state_server.objects.cache import ENTRY_BYTES, CacheRegion
+from state_server.objects.expiry import ExpiryQueue
+
+
+class Region(CacheRegion):
+    """A cache region whose time a test sets."""
+
+    time_s = 100.0
+
+    def _now(self) -> float:
+        return self.time_s
+
+
+def sum_of_sizes(region: CacheRegion) -> int:
+    """Return what the entries of a region take, counted anew."""
+    return sum(
+        sys.getsizeof(key) + sys.getsizeof(entry.value) + ENTRY_BYTES
+        for key, entry in region._entries.items()
+    )
+
+
+# Values and time ---------------------------------------------------------------------
+
+
+def test_value_ends_with_its_time() -> None:
+    """Up to its timeout a value is there, from then on it is not."""
+    region = Region()
+    region.set("key", b"value", timeout_s=10)
+    region.time_s += 9.99
+    assert (region.get("key"), region.has("key")) == (b"value", True)
+    region.time_s += 0.01
+    assert (region.get("key"), region.has("key")) == (None, False)
+
+
+def test_timeout_of_zero_is_none_at_all() -> None:
+    """A value without a timeout is there for ever."""
+    region = Region()
+    region.set("key", b"value")
+    region.time_s += 1e9
+    assert region.get("key") == b"value"
+
+
+def test_negative_timeout_has_ended() -> None:
+    """A value that has ended before it came is not kept, and what was there is gone."""
+    region = Region()
+    region.set("key", b"old")
+    assert region.set("key", b"new", timeout_s=-1)
+    assert region.get("key") is None
+    assert region.info()["entries"] == 0
+
+
+def test_set_begins_the_time_anew() -> None:
+    """A value set again lives for its new time, longer or shorter."""
+    region = Region()
+    region.set("key", b"1", timeout_s=10)
+    region.set("key", b"2", timeout_s=100)
+    region.time_s += 50
+    assert region.get("key") == b"2"
+    region.set("key", b"3", timeout_s=5)
+    region.time_s += 5
+    assert region.get("key") is None
+
+
+def test_what_has_ended_leaves_without_being_asked_for() -> None:
+    """Entries that nobody asks for again are gone after half as many writes.
+
+    So are those that were set again after they had ended.
+    """
+    region = Region()
+    for _ in range(2):
+        for number in range(1000):
+            region.set(f"old-{number}", b"value", timeout_s=10)
+        region.time_s += 10
+    for number in range(500):
+        region.set(f"new-{number}", b"value", timeout_s=1000)
+    assert region.info()["entries"] == 500
+    assert region.info()["evictions"] == 0
+
+
+def test_add_stores_once() -> None:
+    """``add`` stores where nothing is, or what was there has ended."""
+    region = Region()
+    assert region.add("key", b"1", timeout_s=10)
+    assert not region.add("key", b"2", timeout_s=10)
+    region.time_s += 10
+    assert region.add("key", b"3", timeout_s=10)
+    assert region.get("key") == b"3"
+
+
+def test_deleting() -> None:
+    """``delete`` says whether there was a value; what had ended was none."""
+    region = Region()
+    region.set_many({"a": b"1", "b": b"2", "c": b"3"}, timeout_s=10)
+    assert (region.delete("a"), region.delete("a")) == (True, False)
+    assert region.delete_many(["a", "b"]) == ["b"]
+    region.time_s += 10
+    assert not region.delete("c")
+
+
+def test_clear_by_prefix() -> None:
+    """``clear`` deletes what begins with the prefix, and everything without one."""
+    region = Region()
+    region.set_many({"a:1": b"", "a:2": b"", "b:1": b""})
+    assert region.clear("a:") == 2
+    assert region.get_many(["a:1", "b:1"]) == [None, b""]
+    assert region.clear() == 1
+
+
+def test_counting() -> None:
+    """A missing integer counts as 0 and gets the timeout; another keeps its own."""
+    region = Region()
+    assert region.inc("new", 5, timeout_s=10) == 5
+    region.set("set", 7, timeout_s=100)
+    assert region.inc("set", -3, timeout_s=10) == 4
+    region.time_s += 10
+    assert region.get_many(["new", "set"]) == [None, 4]
+    region.inc("set", 10**100)
+    assert region.info()["bytes"] == sum_of_sizes(region)
+    region.delete("set")
+    assert region.info()["bytes"] == 0
+
+
+def test_counting_what_is_no_number() -> None:
+    """Bytes cannot be counted; the error names the key, and the value stays."""
+    region = Region()
+    region.set("key", b"value")
+    with pytest.raises(TypeError, match="'key' is no integer"):
+        region.inc("key")
+    assert region.get("key") == b"value"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("key", "text"), ("key", None), (5, b""), ("key", [b""])]
+)
+def test_what_is_no_entry(key: Any, value: Any) -> None:
+    """Only bytes and integers are kept, under text: anything else hides its size."""
+    region = Region()
+    with pytest.raises(TypeError, match="keeps bytes and integers under a text"):
+        region.set(key, value)
+    assert region.info()["entries"] == 0
+
+
+# Bounds ------------------------------------------------------------------------------
+
+
+def test_least_recently_used_leaves_first() -> None:
+    """At the bound on entries the one leaves that was read or written longest ago."""
+    region = Region(entries_max=3)
+    for key in "abc":
+        region.set(key, b"")
+    region.get("a")
+    region.has("b")
+    region.set("d", b"")
+    region.set("e", b"")
+    assert [key for key in "abcde" if region.has(key)] == ["a", "d", "e"]
+    assert region.info()["evictions"] == 2
+
+
+def test_ended_entries_leave_before_used_ones() -> None:
+    """What has ended makes room before anything that is still good has to go."""
+    region = Region(entries_max=3)
+    region.set("good", b"")
+    region.set("ended", b"", timeout_s=1)
+    region.set("better", b"")
+    region.time_s += 1
+    region.set("new", b"")
+    assert region.has("good")
+    assert region.info()["evictions"] == 0
+
+
+def test_bytes_are_bounded() -> None:
+    """Values leave so that keys, values and bookkeeping fit the bound on bytes."""
+    region = Region(bytes_max=100_000)
+    for number in range(1000):
+        region.set(f"key-{number}", bytes(1000))
+        assert region.info()["bytes"] <= 100_000
+    assert region.info()["bytes"] == sum_of_sizes(region)
+    assert region.info()["entries"] > 50
+    assert region.has("key-999")
+
+
+def test_value_larger_than_the_region() -> None:
+    """A value that could never fit is refused with its size, and evicts nothing."""
+    region = Region(bytes_max=10_000)
+    region.set("small", b"")
+    with pytest.raises(
+        ValueError, match=r"'large' takes 10\d+ bytes .*cache_bytes_max"
+    ):
+        region.set_many({"also": b"", "large": bytes(10_000)})
+    assert (region.has("small"), region.has("also")) == (True, False)
+
+
+def test_full_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A region says once that it is full: it stays so, in the normal course of life."""
+    region = Region(entries_max=10)
+    for number in range(10):
+        region.set(str(number), b"")
+    assert caplog.records == []
+    for number in range(100):
+        region.set(str(number), b"")
+    assert len(caplog.records) == 1
+    assert "full (10 entries, " in caplog.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["set", "add", "inc", "get", "delete", "clear", "wait"]),
+            st.sampled_from("abcdef"),
+            st.integers(-1, 12),
+        ),
+        max_size=60,
+    )
+)
+def test_region_does_what_a_simple_one_does(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    """Against a model that looks at every entry: same answers, sizes add up."""
+    region = Region(entries_max=4, bytes_max=4 * (ENTRY_BYTES + 200))
+    model: OrderedDict[str, tuple[Any, float]] = OrderedDict()
+    for verb, key, number in steps:
+        for ended in [k for k, (_, at) in model.items() if at <= region.time_s]:
+            del model[ended]
+        timeout_s = float(number)
+        until = region.time_s + timeout_s if number else float("inf")
+        there = key in model
+        if verb == "wait":
+            region.time_s += abs(number)
+        elif verb == "get":
+            assert region.get(key) == (model[key][0] if there else None)
+        elif verb == "delete":
+            assert region.delete(key) is there
+            model.pop(key, None)
+        elif verb == "clear":
+            region.clear(key)
+            model.pop(key, None)
+        elif verb == "inc":
+            total = (model[key][0] if there else 0) + number
+            until = model[key][1] if there else until
+            assert region.inc(key, number, timeout_s) == total
+            model[key] = (total, until)
+        elif verb == "set" or not there:
+            getattr(region, verb)(key, number, timeout_s)
+            model[key] = (number, until)
+        else:
+            assert region.add(key, number, timeout_s) is False
+        if verb not in ("delete", "clear", "wait") and key in model:
+            if verb != "add" or not there:
+                model.move_to_end(key)
+            if model[key][1] <= region.time_s:
+                del model[key]
+        while len(model) > 4:
+            model.popitem(last=False)
+        assert region.info()["bytes"] == sum_of_sizes(region)
+        assert region.info()["entries"] <= 4
+    for ended in [k for k, (_, at) in model.items() if at <= region.time_s]:
+        del model[ended]
+    assert {key: region.get(key) for key in "abcdef" if region.has(key)} == {
+        key: value for key, (value, _) in model.items()
+    }
+
+
+# Leases ------------------------------------------------------------------------------
+
+
+def test_one_computes_the_others_wait() -> None:
+    """Of those who miss one gets the lease; after its value all get that."""
+    region = Region()
+    state, token = region.get_or_lease("key", 10)
+    assert state == "lease"
+    assert region.get_or_lease("key", 10) == ("wait", None)
+    assert region.set_leased("key", token, b"value", timeout_s=60)  # type: ignore[arg-type]
+    assert region.get_or_lease("key", 10) == ("value", b"value")
+
+
+def test_lease_of_a_dead_holder_passes_on() -> None:
+    """A holder that is not heard of again holds the lease for its time only."""
+    region = Region()
+    region.get_or_lease("key", 10)
+    region.time_s += 10
+    assert region.get_or_lease("key", 10)[0] == "lease"
+    assert region.get_or_lease("key", 10) == ("wait", None)
+
+
+def test_late_holder_may_still_store() -> None:
+    """A value that took longer than its lease is as good: whoever ends first stores."""
+    region = Region()
+    _, first = region.get_or_lease("key", 10)
+    region.time_s += 10
+    _, second = region.get_or_lease("key", 10)
+    assert region.set_leased("key", first, b"late", timeout_s=60)  # type: ignore[arg-type]
+    assert not region.set_leased("key", second, b"later", timeout_s=60)  # type: ignore[arg-type]
+    assert region.get("key") == b"late"
+
+
+def test_failed_computation_passes_on() -> None:
+    """A lease given back goes to the next one at once, but not by a late holder."""
+    region = Region()
+    _, first = region.get_or_lease("key", 10)
+    assert region.release("key", first)  # type: ignore[arg-type]
+    _, second = region.get_or_lease("key", 10)
+    assert not region.release("key", first)  # type: ignore[arg-type]
+    assert region.get_or_lease("key", 10) == ("wait", None)
+    assert region.release("key", second)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda region: region.delete("key"),
+        lambda region: region.delete_many(["key"]),
+        lambda region: region.clear(),
+        lambda region: region.clear("k"),
+        lambda region: region.set("key", b"newer"),
+        lambda region: region.set_many({"key": b"newer"}),
+        lambda region: region.add("key", b"newer"),
+        lambda region: region.inc("key"),
+    ],
+)
+def test_change_takes_the_lease_away(change: Any) -> None:
+    """A value computed from what was there before a change is not stored after it."""
+    region = Region()
+    _, token = region.get_or_lease("key", 10)
+    change(region)
+    now = region.get("key")
+    assert not region.set_leased("key", token, b"older", timeout_s=60)  # type: ignore[arg-type]
+    assert region.get("key") == now
+
+
+def test_stale_value_while_another_is_computed() -> None:
+    """Those who would wait get the value that has ended, if they take it, for a while.
+
+    Nobody else does: it is no value for ``get``, ``has`` and ``add``.
+    """
+    region = Region()
+    region.set("key", b"old", timeout_s=10, stale_s=5)
+    region.time_s += 10
+    assert region.get_or_lease("key", 30, stale=True)[0] == "lease"
+    assert region.get_or_lease("key", 30, stale=True) == ("value", b"old")
+    assert region.get_or_lease("key", 30, stale=False) == ("wait", None)
+    assert (region.get("key"), region.has("key")) == (None, False)
+    region.time_s += 5
+    assert region.get_or_lease("key", 30, stale=True) == ("wait", None)
+
+
+def test_lease_of_another_region_counts_for_nothing() -> None:
+    """A token from before the manager was started anew is not taken for one of now."""
+    old, new = Region(), Region()
+    _, token = old.get_or_lease("key", 10)
+    new.get_or_lease("key", 10)
+    assert not new.set_leased("key", token, b"value")  # type: ignore[arg-type]
+    assert not new.release("key", token)  # type: ignore[arg-type]
+
+
+def test_leases_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """Above the bound the oldest lease is forgotten, and a line says so once."""
+    region = Region(leases_max=10)
+    for number in range(30):
+        assert region.get_or_lease(str(number), 10)[0] == "lease"
+    assert region.info()["leases"] == 10
+    assert region.get_or_lease("29", 10) == ("wait", None)
+    assert region.get_or_lease("0", 10)[0] == "lease"
+    assert len(caplog.records) == 1
+
+
+# The queue of what ends --------------------------------------------------------------
+
+
+def test_queue_follows_the_number_of_keys() -> None:
+    """Keys that come and go a million times leave no million entries behind."""
+    ends: dict[int, float] = {}
+    queue: ExpiryQueue[int] = ExpiryQueue(ends.get)
+    for number in range(50_000):
+        key = number % 10
+        ends.pop(key, None)
+        ends[key] = 1e6 - number
+        queue.note(key, ends[key])
+    assert len(queue) <= 1100
+    found = set()
+    while (key := queue.pop_ended(1e6)) is not None:
+        del ends[key]
+        found.add(key)
+    assert found == set(range(10))
+
+
+def test_queue_heeds_an_end_that_was_put_off() -> None:
+    """A key that ends later than was noted is given out when it ends, not before."""
+    ends = {"key": 10.0}
+    queue: ExpiryQueue[str] = ExpiryQueue(ends.get)
+    queue.note("key", 10.0)
+    ends["key"] = 20.0
+    queue.note("key", 20.0, former=10.0)
+    assert len(queue) == 1
+    assert queue.pop_ended(15.0) is None
+    assert queue.pop_ended(20.0) == "key"
