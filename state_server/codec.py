@@ -1,19 +1,20 @@
 """Values to bytes and back: checked pickle.
 
 Pickle is this room's door: only here is anything pickled or unpickled for the wire.
-Bytes from the network never run code, never import, never build what the sender
-names, and never take more memory than the limits say. Three gates stand behind each
-other:
+Bytes from the network never run code, never import or build what the sender names, and
+never take more memory than the limits say. Three gates stand behind each other:
 
 1. ``walk`` reads the opcodes before the C unpickler does, and refuses what no pickler
    emits for our types and what is over a limit. (``small_frames`` knows the commonest
    frames whole.)
 2. ``constructors.look_up`` turns a name into an entry of our own table, or of the
-   user's ``own_classes``. Nothing is imported.
+   user's ``own_classes``. Nothing is imported but numpy and pandas, by our own
+   constructors, when the first value of theirs is met.
 3. The entries hold our own constructors, which check types, ranges and sizes.
 
-The other way, ``spellings`` says how each type is written. Sockets, files and the
-environment may not enter.
+The other way, ``spellings`` says how each type is written. The memory of large arrays
+may travel beside the frame, in buffers that are neither copied nor looked into.
+Sockets, files and the environment may not enter.
 """
 
 from __future__ import annotations
@@ -22,21 +23,25 @@ import copyreg
 import io
 import pathlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from . import own_classes
 from .constructors import PATHS, TABLE, builtin_error, look_up
+from .contexts import BUFFER_BYTES_MIN, ReadContext, WriteContext
 from .entries import full_name
 from .errors import ConfigError, NotAllowed, TooLarge
 from .measures import DEFAULT_LIMITS, ValueLimits
 from .messages import Reference
+from .refusals import Foreign, refusal
 from .small_frames import is_small, is_tiny
-from .spellings import Foreign, references, refusal, spelling
+from .spellings import references, spelling
+from .stock_arrays import Recorded
 from .walk import checked_walk
 
 __all__ = [
+    "BUFFER_BYTES_MIN",
     "DEFAULT_LIMITS",
     "ValueLimits",
     "allow",
@@ -44,6 +49,7 @@ __all__ = [
     "builtin_error",
     "decode",
     "encode",
+    "encode_with_buffers",
     "register_reference",
 ]
 
@@ -60,8 +66,13 @@ _SCALARS = frozenset({type(None), bool, float})
 _WORD = 2**63
 
 
-def encode(value: object, limits: ValueLimits = DEFAULT_LIMITS) -> bytes:
+def encode(
+    value: object, limits: ValueLimits = DEFAULT_LIMITS, *, stock: bool = False
+) -> bytes:
     """Return the value as bytes that ``decode`` and stock pickle can read.
+
+    ``stock``: for a peer that does not have this package; arrays of numpy are then
+    spelled as numpy itself does, and pandas' values are refused.
 
     Raises ``NotAllowed`` for a type that may not travel and ``TooLarge`` for a value
     over a limit. What this accepts, ``decode`` accepts under the same limits.
@@ -70,28 +81,59 @@ def encode(value: object, limits: ValueLimits = DEFAULT_LIMITS) -> bytes:
     if kind in _SCALARS or (kind is int and -_WORD <= value < _WORD):  # type: ignore[operator]
         # A few bytes of our own making: there is nothing to look at.
         return pickle.dumps(value, _PROTOCOL)
-    # A small value has only exact builtin types: pickle cannot run foreign code then.
-    small = is_small(value)
-    data = pickle.dumps(value, _PROTOCOL) if small else _dump(value, limits)
+    if is_small(value):
+        # It has only exact builtin types: pickle cannot run foreign code then.
+        data = pickle.dumps(value, _PROTOCOL)
+    else:
+        data, _ = _dump(value, limits, stock=stock)
     if not is_tiny(data, limits):
         checked_walk(data, limits)
     return data
+
+
+def encode_with_buffers(
+    value: object,
+    limits: ValueLimits = DEFAULT_LIMITS,
+    *,
+    buffer_bytes_min: int = BUFFER_BYTES_MIN,
+) -> tuple[bytes, list[memoryview]]:
+    """Return the value as bytes, and beside them the memory of its large arrays.
+
+    ``buffer_bytes_min``: the memory of smaller arrays is in the bytes. The buffers are
+    views on the live arrays, not copies: who sends them later than the value may
+    change copies them first. Raises as ``encode`` does.
+    """
+    if is_small(value):
+        return encode(value, limits), []
+    data, buffers = _dump(value, limits, buffer_bytes_min=buffer_bytes_min)
+    if buffers or not is_tiny(data, limits):
+        checked_walk(data, limits, [buffer.nbytes for buffer in buffers])
+    return data, buffers
 
 
 def decode(
     data: bytes,
     limits: ValueLimits = DEFAULT_LIMITS,
     reference: Callable[[str, str], object] = Reference,
+    *,
+    buffers: Sequence[bytes | bytearray | memoryview] = (),
+    read_only: bool = False,
 ) -> Any:
     """Return the value that the bytes describe.
 
-    ``reference`` makes a handle of a class name and a key. For any bytes whatsoever
-    the only errors are ``NotAllowed`` and ``TooLarge``.
+    ``reference`` makes a handle of a class name and a key. ``buffers`` are those that
+    ``encode_with_buffers`` gave: arrays are made over them without a copy, unless they
+    are constant and the array is to be written to. ``read_only``: no array of the
+    value can be written to, whatever its memory is. For any bytes whatsoever the only
+    errors are ``NotAllowed`` and ``TooLarge``.
     """
-    if not is_tiny(data, limits):
+    if buffers or not is_tiny(data, limits):
         data = bytes(data)
-        if checked_walk(data, limits).names_used:
-            return _load(data, limits, reference)
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        walk = checked_walk(data, limits, [view.nbytes for view in views])
+        if walk.names_used:
+            context = ReadContext(limits, reference, views, read_only)
+            return _load(data, context, records=walk.records)
     try:
         return pickle.loads(data)
     except Exception as error:
@@ -129,22 +171,39 @@ def register_reference(cls: type, describe: Callable[[Any], tuple[str, str]]) ->
     references[cls] = describe
 
 
-def _dump(value: object, limits: ValueLimits) -> bytes:
+def _dump(
+    value: object,
+    limits: ValueLimits,
+    *,
+    stock: bool = False,
+    buffer_bytes_min: int | None = None,
+) -> tuple[bytes, list[memoryview]]:
     """Pickle the value, refusing every type that is not ours."""
-    file = io.BytesIO()
-    pickler: _Pickler | _PlainPickler = _Pickler(file, limits)
     try:
         try:
-            pickler.dump(value)
+            return _dump_by(_Pickler, value, limits, stock, buffer_bytes_min)
         except _OldSpelling:
-            file = io.BytesIO()
-            pickler = _PlainPickler(file, limits)
-            pickler.dump(value)
+            return _dump_by(_PlainPickler, value, limits, stock, buffer_bytes_min)
     except Foreign as error:
-        raise NotAllowed(refusal(value, error.value)) from None
+        raise NotAllowed(refusal(value, error)) from None
     except Exception as error:
         raise _as_ours(error, "cannot be encoded") from error
-    return file.getvalue()
+
+
+def _dump_by(
+    pickler: type[_Pickler] | type[_PlainPickler],
+    value: object,
+    limits: ValueLimits,
+    stock: bool,
+    buffer_bytes_min: int | None,
+) -> tuple[bytes, list[memoryview]]:
+    """Pickle the value with one of the picklers."""
+    context = WriteContext(
+        limits, _NEW_OBJECT, stock=stock, buffer_bytes_min=buffer_bytes_min
+    )
+    file = io.BytesIO()
+    pickler(file, context).dump(value)
+    return file.getvalue(), context.buffers
 
 
 class _OldSpelling(Exception):
@@ -154,17 +213,15 @@ class _OldSpelling(Exception):
 class _Pickler(pickle.Pickler):
     """The C pickler, asking us about every type it does not know by itself."""
 
-    def __init__(self, file: io.BytesIO, limits: ValueLimits) -> None:
+    def __init__(self, file: io.BytesIO, context: WriteContext) -> None:
         super().__init__(file, _PROTOCOL)
-        self.limits = limits
-        self.range_items = 0
-        self.new_object = _NEW_OBJECT
+        self._context = context
 
     def reducer_override(self, value: object) -> Any:
         """Check the type, then say how the value is spelled."""
         if _PATHS_MOVED and type(value) in PATHS:
             raise _OldSpelling
-        return spelling(self, value)
+        return spelling(self._context, value)
 
 
 class _PlainPickler(pickle._Pickler):
@@ -179,15 +236,13 @@ class _PlainPickler(pickle._Pickler):
     write: Callable[[bytes], object]
     memoize: Callable[[object], None]
 
-    def __init__(self, file: io.BytesIO, limits: ValueLimits) -> None:
+    def __init__(self, file: io.BytesIO, context: WriteContext) -> None:
         super().__init__(file, _PROTOCOL)
-        self.limits = limits
-        self.range_items = 0
-        self.new_object = _NEW_OBJECT
+        self._context = context
 
     def reducer_override(self, value: object) -> Any:
         """Check the type, then say how the value is spelled."""
-        return spelling(self, value)
+        return spelling(self._context, value)
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         """Write a name; that of a path class in its old spelling."""
@@ -200,12 +255,11 @@ class _PlainPickler(pickle._Pickler):
         self.memoize(obj)
 
 
-def _load(
-    data: bytes, limits: ValueLimits, reference: Callable[[str, str], object]
-) -> Any:
+def _load(data: bytes, context: ReadContext, *, records: bool) -> Any:
     """Unpickle a frame that was walked and that uses names."""
+    unpickler = _RecordingUnpickler if records else _Unpickler
     try:
-        return _Unpickler(data, limits, reference).load()
+        return unpickler(data, context).load()
     except Exception as error:
         raise _as_ours(error, "cannot be read") from error
 
@@ -213,21 +267,62 @@ def _load(
 class _Unpickler(pickle.Unpickler):
     """The C unpickler with our table in place of the import system."""
 
-    def __init__(
-        self,
-        data: bytes,
-        limits: ValueLimits,
-        reference: Callable[[str, str], object],
-    ) -> None:
+    def __init__(self, data: bytes, context: ReadContext) -> None:
         super().__init__(io.BytesIO(data))
-        self.limits = limits
-        self.reference = reference
-        self.range_items = 0
+        self._context = context
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return our own constructor for a name; never import, never look further."""
-        entry = look_up(module_name, global_name)
-        return MethodType(entry.make, self) if entry.bound else entry.make
+        return _constructor(self._context, module_name, global_name)
+
+
+class _RecordingUnpickler(pickle._Unpickler):
+    """The slow unpickler in Python, for values that are noted down first.
+
+    What numpy's own pickles make and then give a state to is put in the place of what
+    was noted, on the stack and in the memo. The C unpickler shows neither.
+    """
+
+    # Known to the library, not to its type stubs.
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
+    def __init__(self, data: bytes, context: ReadContext) -> None:
+        super().__init__(io.BytesIO(data))
+        self._context = context
+        self.memo = _Memo()
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return our own constructor for a name; never import, never look further."""
+        return _constructor(self._context, module_name, global_name)
+
+    def load_build(self) -> None:
+        """Give a state to the last value; make what was only noted down until now."""
+        recorded = self.stack[-2]
+        if not isinstance(recorded, Recorded):
+            super().load_build()  # type: ignore[misc]
+            return
+        value = recorded.finished(self.stack.pop())
+        self.stack[-1] = value
+        for place in recorded.places:
+            self.memo[place] = value
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+class _Memo(dict[int, Any]):
+    """What a frame remembers; what is noted down learns where it stands here."""
+
+    def __setitem__(self, place: int, value: Any) -> None:
+        if isinstance(value, Recorded):
+            value.places.append(place)
+        super().__setitem__(place, value)
+
+
+def _constructor(context: ReadContext, module_name: str, global_name: str) -> Any:
+    """Return what makes values of a name, told about this reading if it asks."""
+    entry = look_up(module_name, global_name)
+    return MethodType(entry.make, context) if entry.bound else entry.make
 
 
 def _as_ours(error: Exception, what: str) -> NotAllowed | TooLarge:

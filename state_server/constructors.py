@@ -21,12 +21,14 @@ from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID, SafeUUID
 
+from . import arrays, frames, stock_arrays
+from .contexts import ReadContext
 from .entries import ITEMS, MAY, MUST, PAIRS, Entry
 from .errors import NotAllowed
-from .measures import RangeCounter, measured_decimal, measured_range, over
+from .measures import measured_decimal, measured_range, over
 from .messages import Reference
 from .own_classes import allowed_names, allowed_types
 
@@ -37,12 +39,6 @@ def builtin_error(name: str) -> type[Exception] | None:
     if isinstance(found, type) and issubclass(found, Exception):
         return found
     return None
-
-
-class Reader(RangeCounter, Protocol):
-    """One reading of a frame, for the constructors that need to know of it."""
-
-    reference: Callable[[str, str], object]
 
 
 def _typed(values: tuple[object, ...], *kinds: type) -> None:
@@ -71,7 +67,7 @@ def _make_slice(*parts: Any) -> slice:
     return slice(start, stop, step)
 
 
-def _make_range(reader: Reader, *parts: Any) -> range:
+def _make_range(reader: ReadContext, *parts: Any) -> range:
     """Make a range of three ints, counting its items."""
     _typed(parts, int, int, int)
     return measured_range(reader, range(*parts))
@@ -177,7 +173,7 @@ _DECIMAL = re.compile(
 )
 
 
-def _make_decimal(reader: Reader, *parts: Any) -> Decimal:
+def _make_decimal(reader: ReadContext, *parts: Any) -> Decimal:
     """Make a decimal of its text."""
     _typed(parts, str)
     (text,) = parts
@@ -192,7 +188,7 @@ def _make_decimal(reader: Reader, *parts: Any) -> Decimal:
 _FRACTION = re.compile(r"(-?[0-9]+)(?:/([0-9]+))?")
 
 
-def _make_fraction(reader: Reader, *parts: Any) -> Fraction:
+def _make_fraction(reader: ReadContext, *parts: Any) -> Fraction:
     """Make a fraction of two ints, or of text without a power of ten."""
     if len(parts) == 2:
         _typed(parts, int, int)
@@ -258,7 +254,7 @@ class _StockToken:
         self.typeid, self.id = typeid, identity
 
 
-def _make_stock_proxy(reader: Reader, *parts: Any) -> object:
+def _make_stock_proxy(reader: ReadContext, *parts: Any) -> object:
     """Make a handle of a stock proxy, by name; its address is never looked at."""
     _kind, token, _serializer, _options = parts
     if type(token) is not _StockToken:
@@ -269,7 +265,7 @@ def _make_stock_proxy(reader: Reader, *parts: Any) -> object:
     return reader.reference(class_name, key)
 
 
-def _make_reference(reader: Reader, *parts: Any) -> object:
+def _make_reference(reader: ReadContext, *parts: Any) -> object:
     """Make a handle of a class name and a key."""
     _typed(parts, str, str)
     return reader.reference(*parts)
@@ -317,6 +313,15 @@ def _checked_or(*parts: Any) -> object:
     return left | right if type(right) is type(left) else type(left)(left.value | right)
 
 
+def _make_latin1(*parts: Any) -> bytes:
+    """Make bytes of text, as protocol 2 spells them."""
+    text, encoding = parts
+    _typed(parts, str, str)
+    if encoding != "latin1":
+        raise NotAllowed("The frame encodes text in another way than protocol 2.")
+    return text.encode("latin1")  # type: ignore[no-any-return]
+
+
 def _never_called(*_parts: Any) -> object:
     """Stand for a class that is only ever named."""
     raise NotAllowed("The frame calls a class that is only named.")
@@ -342,6 +347,9 @@ def _builtin_names() -> Iterator[tuple[str, str, Entry]]:
     yield "builtins", "Ellipsis", Entry(..., value=True)
     yield "builtins", "getattr", GETATTR
     yield "_operator", "or_", Entry(_checked_or, call=True)
+    yield "_codecs", "encode", Entry(_make_latin1, call=True)
+    # Protocol 2 calls this for empty bytes, and names the module as Python 2 did.
+    yield "__builtin__", "bytes", Entry(bytes, call=True, bare=True)
 
 
 def _library_names() -> Iterator[tuple[str, str, Entry]]:
@@ -413,7 +421,14 @@ UNPICKLE_ZONE = Entry(_unpickle_zone, call=True)
 #: Every name that may stand in a frame, but for the user's own classes.
 TABLE = {
     (module, name): entry
-    for names in (_builtin_names(), _library_names(), _object_names())
+    for names in (
+        _builtin_names(),
+        _library_names(),
+        _object_names(),
+        arrays.names(),
+        stock_arrays.names(),
+        frames.names(),
+    )
     for module, name, entry in names
 }
 
@@ -423,8 +438,19 @@ def look_up(module: str, name: str) -> Entry:
     entry = TABLE.get((module, name)) or allowed_names.get((module, name))
     if entry is None:
         shown = f"{module:.100}.{name:.100}"
+        advice = _ADVICE.get(module.partition(".")[0])
+        if advice:
+            raise NotAllowed(f"The name {shown!r} may not travel; {advice}.")
         raise NotAllowed(
             f"The name {shown!r} may not travel; if it is a value type of yours, "
             f"call state_server.allow() with it on both sides."
         )
     return entry
+
+
+#: What to do about names of packages whose values do travel, in other spellings.
+_ADVICE = {
+    "numpy": "send plain arrays and scalars, as numpy.asarray() makes them",
+    "pandas": "pandas' own pickles are not read: use state_server.connect() in place "
+    "of a client that knows only the standard library",
+}

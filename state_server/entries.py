@@ -41,8 +41,12 @@ class Entry:
     value: bool = False
     #: It runs through its arguments, so they must be containers that were counted.
     iterates: bool = False
-    #: It is called with the unpickler first.
+    #: It is called with the reading first.
     bound: bool = False
+    #: Its call takes the next of the buffers that came beside the frame.
+    takes_buffer: bool = False
+    #: It notes down what was said, and becomes a value once its state is there.
+    records: bool = False
 
     def shown(self) -> str:
         """Name it in an error."""

@@ -37,6 +37,7 @@ class RangeCounter(Protocol):
     """One reading or writing of a frame, which counts what ranges stand for."""
 
     limits: ValueLimits
+    #: Items that take no bytes in the frame: of ranges, of arrays without memory.
     range_items: int
 
 
@@ -45,11 +46,19 @@ def over(limit: str, value: int, allowed: int) -> TooLarge:
     return TooLarge(f"The value is over the limit {limit}: {value} of {allowed}.")
 
 
-def measured_range(counter: RangeCounter, value: range) -> range:
-    """Count the items of a range: a loop over it takes as long as over a list."""
-    counter.range_items += _length(value)
+def count_items(counter: RangeCounter, items: int) -> None:
+    """Count items that take no bytes in the frame, as those of a range do.
+
+    A loop over them takes as long as one over a list.
+    """
+    counter.range_items += items
     if counter.range_items > counter.limits.nodes_max:
         raise over("nodes_max", counter.range_items, counter.limits.nodes_max)
+
+
+def measured_range(counter: RangeCounter, value: range) -> range:
+    """Count the items of a range."""
+    count_items(counter, _length(value))
     return value
 
 

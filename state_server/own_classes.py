@@ -26,6 +26,8 @@ _SAFE_BASES = (
     object, list, tuple, dict, set, frozenset, int, float, complex, str,
     OrderedDict, defaultdict, deque, tzinfo,
 )  # fmt: skip
+#: Packages whose values travel in forms of our own, which subclasses do not have.
+_PACKAGES = ("numpy", "pandas")
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 #: Py_TPFLAGS_IMMUTABLETYPE and Py_TPFLAGS_HEAPTYPE; classes written in Python have
 #: only the second.
@@ -39,6 +41,8 @@ def reason_against(cls: type, taken: Container[tuple[str, str]]) -> str:
     if "<" in cls.__qualname__:
         return "it is defined inside a function, so the other side cannot name it"
     for base in cls.__mro__:
+        if str(base.__module__).partition(".")[0] in _PACKAGES:
+            return f"it is built upon {full_name(base)}, which travels plain or never"
         written_in_c = base.__flags__ & (_IMMUTABLE | _HEAP) != _HEAP
         safe = base in _SAFE_BASES or issubclass(base, BaseException)
         if base in _COSTLY_BASES or (written_in_c and not safe):

@@ -14,36 +14,23 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from typing import Any, Protocol
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 from uuid import UUID
 
-from .constructors import ADDRESSES, PATHS, builtin_error, zone_key
-from .entries import full_name
-from .measures import RangeCounter, measured_decimal, measured_range
+from . import arrays, frame_spellings
+from .constructors import ADDRESSES, PATHS, TABLE, builtin_error, zone_key
+from .contexts import WriteContext
+from .measures import measured_decimal, measured_range
 from .messages import Reference
 from .own_classes import allowed_types, inherits
-from .small_frames import ATOMS
+from .refusals import Foreign
 
 #: The classes of handles, and what tells a handle's class name and key.
 references: dict[type, Callable[[Any], tuple[str, str]]] = {}
 
 
-class Foreign(Exception):
-    """A value of a type that may not travel was met."""
-
-    def __init__(self, value: object) -> None:
-        super().__init__(value)
-        self.value = value
-
-
-class Writer(RangeCounter, Protocol):
-    """One writing of a value, as far as the spellings need to know of it."""
-
-    #: What pickle takes for the making of a bare instance.
-    new_object: Callable[..., object]
-
-
-def spelling(writer: Writer, value: Any) -> Any:
+def spelling(writer: WriteContext, value: Any) -> Any:
     """Return how a value is spelled, ``NotImplemented`` for pickle's own way."""
     kind = type(value)
     spell = _SPELLINGS.get(kind)
@@ -53,16 +40,26 @@ def spelling(writer: Writer, value: Any) -> Any:
     if entry is not None:
         return _spell_allowed(writer, value)
     if issubclass(kind, type):
-        return _spell_class(value)
+        return _spell_class(writer, value)
     if kind.__module__ == "builtins" and builtin_error(kind.__name__) is kind:
         return NotImplemented
     for base in kind.__mro__:
         if base in references:
             return Reference, tuple(references[base](value))
+        package = str(base.__module__).partition(".")[0]
+        if package in _PACKAGES:
+            return _PACKAGES[package](writer, value)
     raise Foreign(value)
 
 
-def _spell_allowed(writer: Writer, value: Any) -> Any:
+#: Packages whose values have spellings of their own; they are not imported for that.
+_PACKAGES: dict[str, Callable[[WriteContext, Any], Any]] = {
+    "numpy": arrays.spelling,
+    "pandas": frame_spellings.spelling,
+}
+
+
+def _spell_allowed(writer: WriteContext, value: Any) -> Any:
     """Spell a value of one of the user's own classes."""
     cls = type(value)
     if isinstance(value, Enum):
@@ -86,16 +83,26 @@ def _has_own_init(cls: type[Exception]) -> bool:
     )
 
 
-def _spell_class(cls: type) -> Any:
+def _spell_class(writer: WriteContext, cls: type) -> Any:
     """Let the classes through that stand for their instances in a frame.
 
     The walk refuses them wherever they are not needed for that.
     """
     if cls in _NAMED_CLASSES or cls in allowed_types:
         return NotImplemented
+    if writer.stock and (cls.__module__, cls.__qualname__) in TABLE:
+        return NotImplemented
     if cls.__module__ == "builtins" and builtin_error(cls.__name__) is cls:
         return NotImplemented
     raise Foreign(cls)
+
+
+def _spell_function(writer: WriteContext, value: Any) -> Any:
+    """Let the functions through that make values of a frame, as with classes."""
+    entry = TABLE.get((value.__module__, value.__qualname__))
+    if entry is not None and (writer.stock or entry.make is value):
+        return NotImplemented
+    raise Foreign(value)
 
 
 def _spell_plainly(_writer: object, _value: object) -> Any:
@@ -128,54 +135,15 @@ def _spell_fraction(_writer: object, value: Fraction) -> Any:
     return Fraction, (value.numerator, value.denominator)
 
 
-def _spell_decimal(writer: RangeCounter, value: Decimal) -> Any:
+def _spell_decimal(writer: WriteContext, value: Decimal) -> Any:
     """Check the size of a decimal."""
     measured_decimal(value, writer.limits)
     return NotImplemented
 
 
-def _spell_range(writer: RangeCounter, value: range) -> Any:
+def _spell_range(writer: WriteContext, value: range) -> Any:
     """Check the length of a range."""
     return _spell_plainly(writer, measured_range(writer, value))
-
-
-def refusal(value: object, foreign: object) -> str:
-    """Say which type may not travel, where it is, and what to do about it."""
-    place = _place(value, foreign)
-    where = f" (at value{place})" if place else ""
-    if isinstance(foreign, type):
-        return (
-            f"The class {full_name(foreign)} is no value{where}; only instances travel."
-        )
-    cls = type(foreign)
-    if cls.__module__ == "builtins":
-        return f"A value of type {cls.__qualname__} may not travel{where}."
-    return (
-        f"A value of type {full_name(cls)} may not travel{where}; "
-        f"call state_server.allow({cls.__qualname__}) on both sides."
-    )
-
-
-def _place(value: object, wanted: object) -> str:
-    """Return where in the value the wanted object is, as far as it is cheap to see."""
-    seen: set[int] = set()
-    queue: deque[tuple[object, str]] = deque([(value, "")])
-    while queue and len(seen) < 10_000:
-        found, place = queue.popleft()
-        if found is wanted:
-            return place
-        if id(found) in seen or len(place) > 200:
-            continue
-        seen.add(id(found))
-        pairs: Iterable[tuple[object, object]] = ()
-        if type(found) is dict:
-            pairs = found.items()
-        elif type(found) in (list, tuple):
-            pairs = enumerate(found)  # type: ignore[arg-type]
-        for key, part in pairs:
-            shown = repr(key)[:40] if type(key) in ATOMS else "..."
-            queue.append((part, f"{place}[{shown}]"))
-    return ""
 
 
 _SPELLINGS: dict[type, Callable[[Any, Any], Any]] = {
@@ -196,6 +164,8 @@ _SPELLINGS: dict[type, Callable[[Any, Any], Any]] = {
         ),
         _spell_view,
     ),
+    FunctionType: _spell_function,
+    BuiltinFunctionType: _spell_function,
     Reference: _spell_reference,
     ipaddress.IPv6Address: _spell_address,
     zoneinfo.ZoneInfo: _spell_zone,
@@ -203,4 +173,4 @@ _SPELLINGS: dict[type, Callable[[Any, Any], Any]] = {
     Decimal: _spell_decimal,
     range: _spell_range,
 }  # fmt: skip
-_NAMED_CLASSES = frozenset(_SPELLINGS)
+_NAMED_CLASSES = frozenset(_SPELLINGS) - {FunctionType, BuiltinFunctionType}

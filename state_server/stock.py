@@ -28,7 +28,7 @@ class StockForm:
 
     def done(self, call: Call, value: object) -> bytes:
         """Return the reply that carries ``value``."""
-        return codec.encode(("#RETURN", value))
+        return codec.encode(("#RETURN", value), stock=True)
 
     def refused(self, call: Call, error: StateServerError) -> bytes:
         """Return the reply that carries what the server has to say, as text."""
@@ -42,7 +42,7 @@ class StockForm:
         """
         if isinstance(error, Exception):
             try:
-                payload = codec.encode(("#ERROR", error))
+                payload = codec.encode(("#ERROR", error), stock=True)
                 if type(codec.decode(payload)[1]) is type(error):
                     return payload
             except StateServerError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .constructors import GETATTR, UNPICKLE_ZONE, ZONE, look_up
@@ -62,24 +62,31 @@ _PLAIN: _Leaf = (0, 0, 0)
 _STRANGE_SIZE = 600
 _SET_SIZE = 150
 _BATCH = 65_536
+_LINE_BYTES_MAX = 1024
 
 
 class _Walk:
     """An abstract run of one frame: what pickle would build, only measured."""
 
     __slots__ = (
-        "data", "digits_bytes", "limits", "marks", "memo", "names_used", "stack",
+        "_buffers", "data", "digits_bytes", "limits", "marks", "memo", "names_used",
+        "records", "stack",
     )  # fmt: skip
 
-    def __init__(self, data: bytes, limits: ValueLimits) -> None:
+    def __init__(
+        self, data: bytes, limits: ValueLimits, buffer_sizes: Sequence[int]
+    ) -> None:
         self.data = data
         self.limits = limits
+        self._buffers = iter(buffer_sizes)
         #: An int of at most so many bytes cannot have too many digits.
         self.digits_bytes = limits.digits_max * 415 // 1000  # log2(10) / 8
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: list[Any] = []
         self.names_used = False
+        #: A value in the frame is noted down before it is made.
+        self.records = False
 
     def run(self) -> None:
         """Walk from the first opcode to the last, or refuse the frame.
@@ -196,6 +203,8 @@ class _Walk:
         node.entry = entry
         node.state = entry.state
         node.payload = _STRANGE_SIZE
+        if entry.takes_buffer:
+            node.payload += self._next_buffer()
         if entry.iterates and not all(map(_is_counted, parts)):
             raise NotAllowed(
                 f"{entry.shown()} in the frame is not made of a container."
@@ -203,7 +212,19 @@ class _Walk:
         self.add(node, parts, parts=True)
         node.open = entry.grows is not NOTHING or entry.state is not NEVER
         node.special = entry.role == "token"
+        self.records = self.records or entry.records
         self.stack.append(node)
+
+    def _next_buffer(self) -> int:
+        """Return the size of the next of the buffers that came beside the frame."""
+        for size in self._buffers:
+            return size
+        raise NotAllowed("The frame takes more buffers than came with it.")
+
+    def check_end(self) -> None:
+        """Refuse buffers that nothing in the frame has taken."""
+        for size in self._buffers:
+            raise NotAllowed(f"A buffer of {size} bytes came, but nothing takes it.")
 
 
 def _is_counted(item: Any) -> bool:
@@ -213,9 +234,14 @@ def _is_counted(item: Any) -> bool:
     return item.entry is None or item.special
 
 
-def checked_walk(data: bytes, limits: ValueLimits) -> _Walk:
-    """Walk over a frame and return what was seen; refuse what may not pass."""
-    walk = _Walk(data, limits)
+def checked_walk(
+    data: bytes, limits: ValueLimits, buffer_sizes: Sequence[int] = ()
+) -> _Walk:
+    """Walk over a frame and return what was seen; refuse what may not pass.
+
+    ``buffer_sizes`` are those of the buffers that came beside the frame.
+    """
+    walk = _Walk(data, limits, buffer_sizes)
     try:
         walk.run()
     except IndexError:
@@ -527,6 +553,19 @@ def _stack_global(walk: _Walk, position: int) -> int:
     return position
 
 
+def _global(walk: _Walk, position: int) -> int:
+    """Look up a name of protocol 2 and 3: two lines of text."""
+    words = []
+    for _ in range(2):
+        end = walk.data.find(b"\n", position, position + _LINE_BYTES_MAX)
+        if end < 0:
+            raise NotAllowed("The frame has a name without an end, or a very long one.")
+        words.append(str(walk.data[position:end], "utf-8"))
+        position = end + 1
+    _push_name(walk, look_up(*words))
+    return position
+
+
 def _push_name(walk: _Walk, entry: Entry) -> None:
     """Put a name on the stack."""
     walk.names_used = True
@@ -633,6 +672,7 @@ def _stop(walk: _Walk, position: int) -> int:
     if type(value) is tuple and value[0] > walk.limits.expanded_bytes_max:
         maximum = walk.limits.expanded_bytes_max
         raise over("expanded_bytes_max", value[0], maximum)
+    walk.check_end()
     return -1
 
 
@@ -681,6 +721,7 @@ _KNOWN_STEPS: dict[bytes, _Step] = {
     b"h": _get(1),  # BINGET
     b"j": _get(4),  # LONG_BINGET
     b"\x93": _stack_global,  # STACK_GLOBAL
+    b"c": _global,  # GLOBAL
     b"R": _call,  # REDUCE
     b"\x81": _new,  # NEWOBJ
     b"\x92": _new_with_names,  # NEWOBJ_EX
@@ -701,7 +742,6 @@ _REFUSED_NAMES = {
     b"T": "BINSTRING",
     b"U": "SHORT_BINSTRING",
     b"V": "UNICODE",
-    b"c": "GLOBAL",
     b"d": "DICT",
     b"g": "GET",
     b"i": "INST",

@@ -49,12 +49,19 @@ SERVER_HALF = {
 }
 #: The rooms behind codec, which is their only door.
 CODEC_PARTS = {
+    "arrays",
     "constructors",
+    "contexts",
+    "dtypes",
     "entries",
+    "frame_spellings",
+    "frames",
     "measures",
     "own_classes",
+    "refusals",
     "small_frames",
     "spellings",
+    "stock_arrays",
     "walk",
 }
 #: What both halves may stand on.
@@ -91,6 +98,8 @@ DOORS = {
     "copyreg": {"codec", "image"},
     "marshal": set(),
     "shelve": set(),
+    "numpy": {"dtypes"},
+    "pandas": {"frames"},
     "sqlite3": {"store"},
     "signal": {
         "service",

@@ -30,7 +30,13 @@ from cachelib.serializers import BaseSerializer
 
 import state_server
 from state_server import codec
-from state_server.errors import ConfigError, NotAllowed, StateServerError, TooLarge
+from state_server.errors import (
+    ConfigError,
+    NotAllowed,
+    RemoteError,
+    StateServerError,
+    TooLarge,
+)
 
 log = logging.getLogger("state_server.cache")
 
@@ -200,15 +206,21 @@ class StateServerCache(BaseCache):
         return self._unpacked(self._call("get", self._full(key)))[1]
 
     def get_many(self, *keys: str) -> list[Any]:
-        """Return the values in the order of the keys, ``None`` where there is none."""
+        """Return the values in the order of the keys, ``None`` where there is none.
+
+        In one step, unless they are larger together than a reply may be.
+        """
         if not keys:
             return []
-        packed = self._call("get_many", [self._full(key) for key in keys])
+        try:
+            packed = self._call("get_many", [self._full(key) for key in keys])
+        except RemoteError:
+            return [self.get(key) for key in keys]
         return [self._unpacked(each)[1] for each in packed or [None] * len(keys)]
 
     def get_dict(self, *keys: str) -> dict[str, Any]:
         """Return the values by key, ``None`` where there is none."""
-        return dict(zip(keys, self.get_many(*keys)))  # noqa: B905 - same length
+        return dict(zip(keys, self.get_many(*keys), strict=True))
 
     def has(self, key: str) -> bool:
         """Tell whether there is a value."""

@@ -47,7 +47,10 @@ CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 
 #: What a packed value begins with that is none of the codec's: its frames begin with
 #: the opcode PROTO, 0x80.
-_RESPONSE, _HTTP_ERROR, _MARKUP = b"R", b"E", b"M"
+_RESPONSE, _HTTP_ERROR = b"R", b"E"
+
+# What templates give, and a text like any other.
+codec.allow(Markup)
 
 
 class ViewSerializer(caching.CodecSerializer):
@@ -64,25 +67,23 @@ class ViewSerializer(caching.CodecSerializer):
             return _RESPONSE + codec.encode(_parts_of(value))
         if isinstance(value, HTTPException) and _is_plain(value):
             return _HTTP_ERROR + codec.encode(_error_parts_of(value))
-        if type(value) is Markup:
-            return _MARKUP + codec.encode(str(value))
         return super().dumps(value)
 
     def loads(self, bvalue: bytes) -> Any:
         """Return the value of the bytes; raises ``NotAllowed`` and ``TooLarge``."""
         mark = bvalue[:1]
-        if mark not in (_RESPONSE, _HTTP_ERROR, _MARKUP):
+        if mark not in (_RESPONSE, _HTTP_ERROR):
             return super().loads(bvalue)
         parts = super().loads(bvalue[1:])
         try:
             if mark == _RESPONSE:
                 return _response_of(*parts)
-            if mark == _HTTP_ERROR:
-                code, description, response = parts
-                made = None if response is None else _response_of(*response)
-                kind = HTTPException if code is None else default_exceptions[code]
-                return kind(description=description, response=made)
-            return Markup(parts)
+            code, description, response = parts
+            if not isinstance(description, str | None):
+                raise TypeError("a description is text")
+            made = None if response is None else _response_of(*response)
+            kind = HTTPException if code is None else default_exceptions[code]
+            return kind(description=description, response=made)
         except (TypeError, ValueError, LookupError) as error:
             raise NotAllowed(f"The bytes are no packed view: {error}.") from error
 
@@ -96,7 +97,13 @@ def _parts_of(response: BaseResponse) -> tuple[str, list[tuple[str, str]], bytes
     return response.status, list(response.headers), response.get_data()
 
 
-def _response_of(status: str, headers: list[tuple[str, str]], body: bytes) -> Response:
+def _response_of(status: Any, headers: Any, body: Any) -> Response:
+    pairs = isinstance(headers, list) and all(
+        isinstance(pair, tuple) and [type(part) for part in pair] == [str, str]
+        for pair in headers
+    )
+    if not pairs or not isinstance(status, str) or not isinstance(body, bytes):
+        raise TypeError("a response is a text, a list of pairs of texts, and bytes")
     return Response(body, status, headers)
 
 

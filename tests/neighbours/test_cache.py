@@ -260,6 +260,19 @@ def test_settings_of_the_manager_are_the_limits(start_manager: StartManager) -> 
         cache.set("large", "x" * 100_000)
 
 
+def test_region_of_a_class_of_ones_own(start_manager: StartManager) -> None:
+    """A class of one's own may be the region, with bounds of its own."""
+    manager = start_manager("--objects", "tests.neighbours.shared_regions")
+    cache = StateServerCache(
+        data_dir=manager.data_dir, class_name="Thumbnails", call_timeout_s=20
+    )
+    for number in range(20):
+        cache.set(str(number), number)
+    assert cache.info()["entries"] == 5  # type: ignore[index]
+    other = StateServerCache(cache.client, call_timeout_s=20)
+    assert other.info()["entries_max"] == 100_000  # type: ignore[index]
+
+
 def test_value_too_large_is_given_but_not_kept(
     start_manager: StartManager, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -280,6 +293,18 @@ def test_value_too_large_is_given_but_not_kept(
     info = cache.info()
     assert info is not None
     assert info["leases"] == 0
+
+
+def test_values_too_large_together(start_manager: StartManager) -> None:
+    """Values that fit one by one are read together, whatever a reply may hold."""
+    manager = start_manager("--frame-bytes-max", "100000")
+    cache = StateServerCache(data_dir=manager.data_dir, call_timeout_s=20)
+    values = {str(number): str(number) * 60_000 for number in range(3)}
+    for key, value in values.items():
+        assert cache.set(key, value)
+    assert cache.get_dict("0", "1", "2") == values
+    with pytest.raises(errors.TooLarge, match="frame_bytes_max"):
+        cache.set_many(values)
 
 
 # Atomic steps ------------------------------------------------------------------------

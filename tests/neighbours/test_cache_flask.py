@@ -14,6 +14,8 @@ from typing import Any
 import flask
 import pytest
 from flask import Flask
+from hypothesis import given
+from hypothesis import strategies as st
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
@@ -24,6 +26,7 @@ from ..processes import ManagerProcess
 
 flask_caching = pytest.importorskip("flask_caching")
 
+from state_server.integrations import caching  # noqa: E402
 from state_server.integrations import flask_caching as ours  # noqa: E402
 
 MakeApp = Callable[..., Flask]
@@ -226,6 +229,7 @@ def answer_given_up_with() -> Any:
         lambda: ("text", 201),
         lambda: ("text", 201, {"X-Shop": "open"}),
         lambda: Markup("<b>bold</b>"),
+        lambda: {"html": Markup("<b>bold</b>")},
         lambda: flask.jsonify(a=1),
         lambda: flask.redirect("/elsewhere"),
         lambda: flask.render_template_string("<i>{{ 1 + 1 }}</i>"),
@@ -327,10 +331,17 @@ def test_own_error_is_not_turned_into_another(
         b"R" + codec.encode(5),
         b"R" + codec.encode(("200 OK", [("a", "b\r\nc: d")], b"")),
         b"R" + codec.encode(("200 OK", 5, b"")),
+        b"R" + codec.encode(("200 OK", [("a", 5)], b"")),
+        b"R" + codec.encode(("200 OK", ["ab"], b"")),
+        b"R" + codec.encode((5.5, [], b"")),
+        b"R" + codec.encode(("200 OK", [], 5)),
+        b"R" + codec.encode(("", [], b"")),
+        b"E" + codec.encode((404, 5, None)),
+        b"E" + codec.encode((404, "text", 5)),
+        b"E" + codec.encode((404, "text", ("200 OK", [], [b"x"]))),
         b"E" + codec.encode((404,)),
         b"E" + codec.encode((999, "text", None)),
         b"E" + codec.encode(([], "text", None)),
-        b"M\x80",
         b"",
         b"X",
     ],
@@ -347,6 +358,27 @@ def test_bytes_of_a_stranger(
     region_of(manager, request).set("flask_cache_key", data)
     with app.app_context():
         assert cache.get("key") is None
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 600) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner, inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([b"R", b"E"]), PLAIN | st.tuples(PLAIN, PLAIN, PLAIN))
+def test_parts_of_a_stranger(mark: bytes, parts: Any) -> None:
+    """Of whatever parts, a view is made that can be shown, or they are refused."""
+    try:
+        value = ours.ViewSerializer().loads(mark + codec.encode(parts))
+    except (errors.NotAllowed, errors.TooLarge):
+        return
+    response = value.get_response() if isinstance(value, HTTPException) else value
+    with Flask("shop").test_request_context():
+        shown = flask.make_response(response)
+    assert isinstance(shown.get_data(), bytes)
+    assert isinstance(shown.status_code, int)
 
 
 # One computation for each miss -------------------------------------------------------
@@ -418,6 +450,42 @@ def test_memoized_function_is_computed_once(make_app: MakeApp) -> None:
         cache.delete_memoized(double)
         assert (double(7), double(8)) == (14, 16)
     assert ran == [7, 8, 7, 7, 8]
+
+
+def test_versions_of_a_memoized_function(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When all find no version of the function at once, they still share one key."""
+    app = make_app()
+    cache = ours.Cache(app)
+    plain, barrier, thread = (
+        caching.StateServerCache.get_many,
+        threading.Barrier(8),
+        (threading.local()),
+    )
+    ran = []
+
+    def together(backend: Any, *keys: str) -> list[Any]:
+        found = plain(backend, *keys)
+        if not hasattr(thread, "has_waited"):
+            thread.has_waited = True
+            barrier.wait(20)
+        return found
+
+    monkeypatch.setattr(caching.StateServerCache, "get_many", together)
+
+    @cache.memoize(60, single_flight=True)
+    def slow() -> str:
+        ran.append(1)
+        time.sleep(0.3)
+        return "value"
+
+    @app.get("/")
+    def page() -> str:
+        return str(slow())
+
+    assert ask_together(app, "/", 8) == ["value"] * 8
+    assert len(ran) == 1
 
 
 def test_methods_are_memoized(make_app: MakeApp) -> None:
@@ -512,6 +580,21 @@ def test_decorated_functions_call_each_other(make_app: MakeApp) -> None:
         return f"{inner(1)} {cache.get('key')} {cache.get('missing')}"
 
     assert ask_together(app, "/", 10) == ["2 set inside None"] * 10
+
+
+def test_view_may_ask_for_its_own_page(make_app: MakeApp) -> None:
+    """A view that looks at its former page while it is computed waits for nobody."""
+    app = make_app()
+    cache = ours.Cache(app)
+
+    @app.get("/")
+    @cache.cached(60, single_flight=True, make_cache_key=lambda: "own", lease_s=60)
+    def view() -> str:
+        return f"before: {cache.get('own')}"
+
+    began = time.monotonic()
+    assert app.test_client().get("/").text == "before: None"
+    assert time.monotonic() - began < 20
 
 
 def test_stale_page_instead_of_waiting(make_app: MakeApp) -> None:
