@@ -12,11 +12,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
-from . import codec, failures, wire
+from . import bodies, failures, wire
 from .errors import (
     ConfigError,
     NotShared,
@@ -30,7 +30,7 @@ from .errors import (
 )
 from .handles import Handle
 from .link import BrokenLink, Link, TimeIsUp
-from .messages import DEFAULT_KEY, Contract, Lane, running
+from .messages import DEFAULT_KEY, Contract, Lane, Payload, running
 from .pool import Pool
 from .settings import (
     ClientSettings,
@@ -45,6 +45,8 @@ from .sharing import catalogue
 log = logging.getLogger("state_server.client")
 
 T = TypeVar("T")
+
+_NO_ARGUMENTS = (b"",)
 
 _BACKOFF_FIRST_S = 0.01
 _BACKOFF_MAX_S = 0.5
@@ -212,16 +214,16 @@ class Client:
 
         Raises what the method raised, or an error of the family.
         """
-        body = codec.encode((args, kwargs)) if args or kwargs else b""
-        # Before a connection is taken: a name that cannot be sent spoils none.
-        wire.pack_target(*target)
+        # Before a connection is taken: what cannot be sent spoils none.
+        before = wire.call_head_bytes(wire.pack_target(*target))
+        body = bodies.pack((args, kwargs), before) if args or kwargs else _NO_ARGUMENTS
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
         reply = _Exchange(self._pool, target, body, deadline).run()
         if reply.failed:
             raise failures.error_from(failures.unpack(reply.body))
-        return codec.decode(reply.body, reference=self._handle)
+        return bodies.unpack(reply.body, self._handle, read_only=True)
 
     def _handle(self, class_name: str, key: str) -> Handle:
         return Handle(self, class_name, key)
@@ -272,7 +274,11 @@ class _Exchange:
     )
 
     def __init__(
-        self, pool: Pool, target: tuple[str, str, str], body: bytes, deadline: float
+        self,
+        pool: Pool,
+        target: tuple[str, str, str],
+        body: Sequence[Payload],
+        deadline: float,
     ) -> None:
         self.pool = pool
         self.target = target
@@ -345,14 +351,17 @@ class _Exchange:
         remaining_s = self.deadline - time.monotonic()
         boot = self.first_boot or link.boot_id
         target = wire.pack_target(*self.target)
-        frame = wire.pack_call(self.number, remaining_s, boot, target, self.body)
-        if len(frame) > link.frame_bytes_max and self.lane is None:
+        first, *rest = self.body
+        frame = wire.pack_call(self.number, remaining_s, boot, target, first)
+        size = len(frame) + sum(map(len, rest))
+        if size > link.frame_bytes_max and self.lane is None:
             raise TooLarge(
-                f"{self._named()} takes {len(frame)} bytes to call, the manager's "
-                f"limit is {link.frame_bytes_max} (frame_bytes_max). It was not sent."
+                f"{self._named()} takes {size} bytes to call, the manager takes at "
+                f"most {link.frame_bytes_max} (frame_bytes_max). It was not sent."
             )
         try:
-            reply = link.exchange(wire.framed(frame), self.deadline)
+            frame = wire.frame_head(size) + frame
+            reply = link.exchange(frame, self.deadline, rest)
         except BrokenLink as error:
             if error.sent:
                 self.lane, self.first_boot = link.lane, boot

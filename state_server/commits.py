@@ -20,7 +20,7 @@ from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 
 from .errors import StateServerError, StoreError, Unanswered
-from .messages import Lane
+from .messages import Lane, Payload
 
 log = logging.getLogger("state_server.store")
 
@@ -54,7 +54,7 @@ class RememberedReply(NamedTuple):
 
     session: bytes
     number: int
-    payload: bytes | None
+    payload: Payload | None
 
 
 class Change(NamedTuple):
@@ -72,7 +72,7 @@ class ReplyRecord(NamedTuple):
 
     lane: Lane
     number: int
-    payload: bytes | None
+    payload: Payload | None
 
 
 class Store(Protocol):
@@ -151,7 +151,7 @@ class Batch:
         self.forgotten: list[bytes] = []
         self.owners: dict[int, Owner] = {}
         #: What waits for this batch, and the payload to be given to it.
-        self.waiting: list[tuple[Any, bytes]] = []
+        self.waiting: list[tuple[Any, Payload]] = []
         self.phase = Phase.FILLING
         #: Whether there is anything that somebody waits to see on disk.
         self.is_due = False
@@ -162,7 +162,7 @@ class Batch:
         self.forgotten, self.owners, self.waiting = [], {}, []
 
 
-Settle = Callable[[list[tuple[Any, bytes]], "StateServerError | None"], None]
+Settle = Callable[[list[tuple[Any, Payload]], "StateServerError | None"], None]
 
 
 class Committer:
@@ -236,7 +236,7 @@ class Committer:
         change: Change,
         owner: Owner,
         reply: ReplyRecord | None,
-        waiting: tuple[Any, bytes] | None,
+        waiting: tuple[Any, Payload] | None,
     ) -> Batch:
         """Add a change to the batch that is filling; return the batch.
 
@@ -270,7 +270,7 @@ class Committer:
                     self._staged.notify()
             return batch
 
-    def join(self, batch: Batch, waiting: tuple[Any, bytes]) -> Phase:
+    def join(self, batch: Batch, waiting: tuple[Any, Payload]) -> Phase:
         """Wait for a batch that others' changes are in; return where it is.
 
         Only while it is ``FILLING`` anything waits; ``FAILED`` tells that what was read

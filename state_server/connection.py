@@ -12,6 +12,7 @@ from typing import Protocol
 from . import poller as polling
 from . import wire
 from .conversation import Conversation, Manners
+from .messages import Payload
 from .tickets import Form, Ticket
 
 
@@ -89,25 +90,28 @@ class Connection:
         """Return how replies are spelled on this connection."""
         return self.conversation.form
 
-    def deliver(self, payload: bytes) -> None:
+    def deliver(self, payload: Payload) -> None:
         """Send the reply of the call in flight, from any thread; then listen again."""
         self.send(payload)
 
-    def send(self, payload: bytes, *, ends: bool = False) -> None:
+    def send(self, payload: Payload, *, ends: bool = False) -> None:
         """Send ``payload``; what the socket does not take now, the leader sends later.
 
         ``ends``: the connection is closed once everything is sent.
         """
-        data = wire.framed(payload)
+        is_large = len(payload) >= wire.LARGE_BYTES
+        data = payload if is_large else wire.framed(payload)
         with self._lock:
             self.in_flight = False
             if self.closed:
                 return
             self.ends = ends
             if self.out is not None:
-                data = bytes(self.out) + data
+                data = bytes(self.out) + wire.framed(payload)
                 self._owner.count_outbound(-len(self.out))
                 self.out = None
+            elif is_large:
+                data = self._begin(payload)
             try:
                 sent = self.socket.send(data)
             except BlockingIOError:
@@ -125,6 +129,19 @@ class Connection:
                 self._owner.watch(self, polling.READ)
         if ends or self.buffered:
             self._owner.revisit(self)
+
+    def _begin(self, payload: Payload) -> Payload:
+        """Send what stands in front of a large frame; return what is left to send.
+
+        The payload is not copied for the sake of the few bytes before it.
+        """
+        head = wire.frame_head(len(payload))
+        try:
+            sent = self.socket.send(head)
+        except OSError:
+            # A broken socket says so again when the rest is sent.
+            sent = 0
+        return payload if sent == len(head) else head[sent:] + payload
 
     def resume(self) -> None:
         """Listen again, after a frame that asked for no answer."""

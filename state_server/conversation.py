@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import codec, failures, stock, wire
+from . import bodies, failures, stock, wire
 from .errors import Denied, NotAllowed, StateServerError
 from .host import Host
-from .messages import Call, Lane
+from .messages import Call, Lane, Payload
 from .tickets import Form
 from .turns import arguments_of
 
@@ -23,7 +23,7 @@ from .turns import arguments_of
 class Answer(NamedTuple):
     """A payload to send, if any, and whether the connection ends with it."""
 
-    payload: bytes | None = None
+    payload: Payload | None = None
     close: bool = False
     goodbye: bool = False
 
@@ -31,9 +31,16 @@ class Answer(NamedTuple):
 class OwnForm:
     """Replies as our own client reads them."""
 
-    def done(self, call: Call, value: object) -> bytes:
-        """Return the reply that carries ``value``."""
-        return wire.pack_reply(call.number, False, codec.encode(value))
+    def done(self, call: Call, value: object) -> Payload:
+        """Return the reply that carries ``value``.
+
+        The memory of its arrays is copied here: the next call may change it before the
+        last of this reply has left.
+        """
+        body = bodies.pack(value, wire.REPLY_HEAD_BYTES)
+        if len(body) == 1:
+            return wire.pack_reply(call.number, False, body[0])
+        return wire.pack_parts(call.number, body)
 
     def refused(self, call: Call, error: StateServerError) -> bytes:
         """Return the reply that carries what the server itself has to say."""
@@ -90,7 +97,7 @@ class Conversation:
         self._manners = manners
         self._destination = destination
         self._handshake = wire.ServerHandshake(manners.key, manners.allow_md5)
-        self._step: Callable[[bytes], Call | Answer] = self._shake_hands
+        self._step: Callable[[Payload], Call | Answer] = self._shake_hands
         self.knows_key = False
         self.authenticated = False
         self.is_admin = False
@@ -102,14 +109,20 @@ class Conversation:
         """Return the payload to send when the connection opens."""
         return self._handshake.first()
 
-    def receive(self, payload: bytes) -> Call | Answer:
+    @property
+    def frame_bytes_max(self) -> int:
+        """Return the size of the largest frame that is taken once the key is known."""
+        limit = self._manners.frame_bytes_max
+        return limit if self.lane is None else wire.own_frame_bytes_max(limit)
+
+    def receive(self, payload: Payload) -> Call | Answer:
         """Take in one frame.
 
         Raises an error of the family when the connection has to be closed.
         """
         return self._step(payload)
 
-    def _shake_hands(self, payload: bytes) -> Answer:
+    def _shake_hands(self, payload: Payload) -> Answer:
         answer, done = self._handshake.receive(payload)
         if done:
             self.knows_key = True
@@ -117,7 +130,7 @@ class Conversation:
             return Answer()
         return Answer(answer)
 
-    def _hear_first(self, payload: bytes) -> Call | Answer:
+    def _hear_first(self, payload: Payload) -> Call | Answer:
         self.authenticated = True
         if wire.kind_of(payload) == wire.HELLO:
             return self._greet(payload)
@@ -128,7 +141,7 @@ class Conversation:
 
     # Our own clients -----------------------------------------------------------------
 
-    def _greet(self, payload: bytes) -> Answer:
+    def _greet(self, payload: Payload) -> Answer:
         manners, nonces = self._manners, self._handshake.nonces
         hello = wire.unpack_hello(payload)
         if self._handshake.bare:
@@ -155,11 +168,11 @@ class Conversation:
             os.getpid(),
             wire.proof(manners.key, b"server", nonces),
             self.is_admin,
-            manners.frame_bytes_max,
+            self.frame_bytes_max,
         )
         return Answer(wire.pack_welcome(welcome))
 
-    def _hear_own(self, payload: bytes) -> Call | Answer:
+    def _hear_own(self, payload: Payload) -> Call | Answer:
         kind = wire.kind_of(payload)
         if kind == wire.CALL:
             assert self.lane is not None
@@ -180,7 +193,7 @@ class Conversation:
 
     # Stock clients -------------------------------------------------------------------
 
-    def _hear_stock_verb(self, payload: bytes) -> Answer:
+    def _hear_stock_verb(self, payload: Payload) -> Answer:
         timeout_s = self._manners.host.limits.call_timeout_max_s
         try:
             verb = stock.read_request(payload, timeout_s)
@@ -196,7 +209,7 @@ class Conversation:
             return Answer(stock.reply(value))
         return Answer(stock.reply(value), close=True)
 
-    def _hear_stock_call(self, payload: bytes) -> Call | Answer:
+    def _hear_stock_call(self, payload: Payload) -> Call | Answer:
         timeout_s = self._manners.host.limits.call_timeout_max_s
         try:
             call = stock.read_request(payload, timeout_s)

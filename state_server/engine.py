@@ -34,7 +34,7 @@ from .crew import Continuation, Crew
 from .errors import StateServerError
 from .host import Host
 from .limits import Edge
-from .messages import Call
+from .messages import Call, Payload
 
 log = logging.getLogger("state_server.engine")
 
@@ -254,22 +254,28 @@ class Engine:
         connection.in_flight = True
         return self._crew.run_turn(functools.partial(self._take, connection, payload))
 
-    def _receive(self, connection: Connection) -> bytes | None:
+    def _receive(self, connection: Connection) -> Payload | None:
         """Return the next whole frame of a connection, or ``None`` for now."""
         reader = connection.reader
         payload = reader.next() if connection.buffered else None
         if payload is None:
-            size = _READ_BYTES if reader.buffered < 65536 else _READ_BYTES_LARGE
+            room = reader.room
             try:
-                data = connection.socket.recv(size)
+                if room is not None:
+                    count = connection.socket.recv_into(room[:_READ_BYTES_LARGE])
+                else:
+                    buffered = reader.buffered
+                    size = _READ_BYTES if buffered < 65536 else _READ_BYTES_LARGE
+                    data = connection.socket.recv(size)
+                    count = len(data)
             except BlockingIOError:
                 return None
             except OSError:
-                data = b""
-            if not data:
+                count = 0
+            if not count:
                 self._close(connection)
                 return None
-            payload = reader.feed(data)
+            payload = reader.feed(data) if room is None else reader.fill(count)
         if connection.buffered or reader.buffered:
             self._count_inbound(connection)
             if connection.closed:
@@ -292,7 +298,9 @@ class Engine:
 
     # One frame -----------------------------------------------------------------------
 
-    def _take(self, connection: Connection, payload: bytes) -> Continuation | None:
+    def _take(
+        self, connection: Connection, payload: Payload
+    ) -> Continuation | None:
         """Take one frame to where it belongs, in a turn that may be displaced.
 
         A call is begun here; what touches the engine's own tables is returned, to be
@@ -337,7 +345,7 @@ class Engine:
             self._host.detach(conversation.lane, connection, finished=False)
             return
         if conversation.knows_key:
-            connection.reader.bytes_max = self._manners.frame_bytes_max
+            connection.reader.bytes_max = conversation.frame_bytes_max
         if conversation.authenticated and connection in self._handshaking:
             del self._handshaking[connection]
             self._handshakes_edge.left(len(self._handshaking))

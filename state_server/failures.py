@@ -12,7 +12,7 @@ from typing import Any
 
 from . import codec
 from .errors import FAMILY, RemoteError, StateServerError
-from .messages import Failure
+from .messages import Failure, Payload
 
 #: The code of a failure that the object's own code raised.
 RAISED = "Raised"
@@ -59,7 +59,7 @@ def pack(failure: Failure) -> bytes:
     return codec.encode(tuple(failure))
 
 
-def unpack(body: bytes) -> Failure:
+def unpack(body: Payload) -> Failure:
     """Return the failure in ``body``."""
     fields = codec.decode(body)
     if not isinstance(fields, tuple) or tuple(map(type, fields)) != _FIELD_TYPES:

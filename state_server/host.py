@@ -27,7 +27,7 @@ from .journal import JournalKeeper
 from .keeping import KeepingLimits
 from .lanes import Lanes
 from .limits import Edge
-from .messages import DEFAULT_KEY, Call, Contract, Lane
+from .messages import DEFAULT_KEY, Call, Contract, Lane, Payload
 from .residents import Residents
 from .sharing import Catalogue, SharedClass
 from .tickets import Destination, HostLimits, LaneMemory, Resident, Ticket
@@ -218,7 +218,7 @@ class Host:
 
     def _admit(
         self, call: Call, destination: Destination
-    ) -> tuple[bytes | None, Resident | None]:
+    ) -> tuple[Payload | None, Resident | None]:
         memory = None
         if call.lane is not None:
             memory = self._lanes.get(call.lane, destination)
@@ -278,7 +278,7 @@ class Host:
 
     def _remembered(
         self, call: Call, memory: LaneMemory, destination: Destination
-    ) -> bytes | None:
+    ) -> Payload | None:
         """Return the remembered reply; ``None`` when the call still waits or runs."""
         ticket = memory.ticket
         if ticket is not None:
@@ -321,9 +321,9 @@ class Host:
         self,
         resident: Resident,
         ticket: Ticket,
-        payload: bytes,
+        payload: Payload,
         change: Change | None,
-    ) -> tuple[bytes, Batch | None]:
+    ) -> tuple[Payload, Batch | None]:
         """Have the reply wait until what it shows is on disk.
 
         Return the payload, and the batch it waits for, or ``None`` if it may go now.
@@ -359,7 +359,7 @@ class Host:
         return payload, None
 
     def _finish(
-        self, resident: Resident, ticket: Ticket, payload: bytes, *, waits: bool
+        self, resident: Resident, ticket: Ticket, payload: Payload, *, waits: bool
     ) -> Resident | None:
         """End the turn: settle the call unless it waits, and find the next one."""
         with self._lock:
@@ -381,7 +381,7 @@ class Host:
             destination.deliver(payload)
         return None if following is None else resident
 
-    def _end(self, ticket: Ticket, payload: bytes) -> Destination:
+    def _end(self, ticket: Ticket, payload: Payload) -> Destination:
         """Remember the reply and return whom to give it; the caller holds the lock."""
         memory = ticket.memory
         if memory is not None:
@@ -395,7 +395,7 @@ class Host:
         return destination
 
     def _settle(
-        self, waiting: list[tuple[Any, bytes]], error: StateServerError | None
+        self, waiting: list[tuple[Any, Payload]], error: StateServerError | None
     ) -> None:
         """Let replies go whose batch was committed, or refuse them if it failed."""
         if error is not None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-from . import codec, image
+from . import bodies, codec, image
 from .commits import Change, Committer, ObjectName, Stored
 from .errors import Unloadable
 from .keeping import loaded
@@ -233,7 +233,7 @@ def replayed(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
 def _replay(instance: Any, entry: Entry, place: str) -> None:
     taps.replay = deque(entry.drawn)
     try:
-        args, kwargs = codec.decode(entry.body) if entry.body else ((), {})
+        args, kwargs = bodies.unpack(entry.body) if entry.body else ((), {})
         result = getattr(instance, entry.method)(*args, **kwargs)
         if hasattr(result, "__next__"):
             # A generator method did its work while it was read to the end.
@@ -248,4 +248,6 @@ def _replay(instance: Any, entry: Entry, place: str) -> None:
 
 
 def _body(call: Call) -> bytes:
-    return call.body if isinstance(call.body, bytes) else codec.encode(call.body)
+    if isinstance(call.body, tuple):
+        return codec.encode(call.body)
+    return bytes(call.body)

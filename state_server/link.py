@@ -7,11 +7,13 @@ taken for the answer to the next call.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import tcp, wire
@@ -25,7 +27,7 @@ from .errors import (
     Unreachable,
 )
 from .failures import error_from, unpack
-from .messages import Lane
+from .messages import Lane, Payload
 
 #: A client accepts replies up to this size; the manager's own limit is lower.
 _REPLY_BYTES_MAX = 2**40
@@ -33,6 +35,9 @@ _REPLY_BYTES_MAX = 2**40
 #: Small, because each read takes that much memory for a moment; a reply that is larger
 #: is read in pieces of growing number.
 _READ_BYTES = 16384
+
+#: Parts of one frame that are given to the system together; it takes 1,024 at most.
+_PARTS_AT_ONCE = 64
 
 #: The system counts a wait in milliseconds, in 31 bits; longer ones go around again.
 _WAIT_MAX_S = 3600.0
@@ -136,13 +141,19 @@ class Link:
         """Say which socket it is and how many calls it has carried."""
         return f"<Link {self.socket.fileno()} number={self.number}>"
 
-    def exchange(self, frame: bytes, deadline: float) -> wire.Reply:
+    def exchange(
+        self, frame: bytes, deadline: float, rest: Sequence[Payload] = ()
+    ) -> wire.Reply:
         """Send one frame and return the reply to it.
 
+        ``rest``: what follows in the same frame, memory that is sent from where it is.
         Raises ``BrokenLink`` or ``TimeIsUp``. The caller closes the link after any
         exception, whatever it is.
         """
-        self._send(frame, deadline)
+        if rest:
+            self._send_parts(frame, rest, deadline)
+        else:
+            self._send(frame, deadline)
         try:
             if not self._reader.buffered:
                 data = self._receive_some(deadline)
@@ -212,11 +223,54 @@ class Link:
             # A send that fails at once has given nothing to the other side.
             raise BrokenLink(str(error), sent=sent > 0) from None
 
-    def _receive(self, deadline: float) -> bytes:
-        payload = self._reader.next() if self._reader.buffered else None
+    def _send_parts(
+        self, frame: bytes, rest: Sequence[Payload], deadline: float
+    ) -> None:
+        parts = deque(memoryview(part) for part in (frame, *rest))
+        started = False
+        try:
+            while parts:
+                try:
+                    if hasattr(self.socket, "sendmsg"):
+                        some = itertools.islice(parts, _PARTS_AT_ONCE)
+                        sent = self.socket.sendmsg(some)
+                    else:
+                        sent = self.socket.send(parts[0])
+                except BlockingIOError:
+                    _await_writable(self.socket, _remaining_s(deadline, sent=started))
+                    continue
+                started = True
+                while parts and sent >= len(parts[0]):
+                    sent -= len(parts.popleft())
+                if sent:
+                    parts[0] = parts[0][sent:]
+        except OSError as error:
+            raise BrokenLink(str(error), sent=started) from None
+
+    def _receive(self, deadline: float) -> Payload:
+        reader = self._reader
+        payload = reader.next() if reader.buffered else None
         while payload is None:
-            payload = self._reader.feed(self._receive_some(deadline))
+            room = reader.room
+            if room is None:
+                payload = reader.feed(self._receive_some(deadline))
+            else:
+                payload = reader.fill(self._receive_into(room, deadline))
         return payload
+
+    def _receive_into(self, room: memoryview, deadline: float) -> int:
+        while True:
+            wait_s = min(_remaining_s(deadline, sent=True), _WAIT_MAX_S)
+            try:
+                self._wait(wait_s * 1000)
+                count = self.socket.recv_into(room)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise BrokenLink(str(error), sent=True) from None
+            if not count:
+                raise BrokenLink("the manager closed the connection", sent=True)
+            return count
 
     def _receive_some(self, deadline: float) -> bytes:
         while True:

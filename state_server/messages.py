@@ -8,7 +8,10 @@ data classes and are just as unchangeable.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import NamedTuple, Union
+
+#: One frame without its length; a large one is a view on memory of its own.
+Payload = Union[bytes, memoryview]
 
 #: The key of an object when the caller names none.
 DEFAULT_KEY = "default"
@@ -38,7 +41,7 @@ class Call(NamedTuple):
     class_name: str
     key: str
     method: str
-    body: bytes | tuple[object, ...]
+    body: bytes | memoryview | tuple[object, ...]
     remaining_s: float
     lane: Lane | None = None
     number: int = 0

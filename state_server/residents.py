@@ -94,6 +94,9 @@ class Residents:
         if shared.durable == "journal" and self._committer is not None:
             limit = self._keeping.journal_bytes_max
             return JournalKeeper(name, shared, self._committer, limit)
+        if shared.durable == "journal" and not shared.rollback:
+            # Likely too large to be pickled for each call, which an undo would need.
+            return MemoryKeeper(shared)
         if shared.durable or shared.rollback:
             committer = self._committer if shared.durable else None
             return StateKeeper(name, shared, committer, self._keeping)

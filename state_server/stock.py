@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from . import codec, failures
 from .errors import Denied, NotAllowed, Refused, StateServerError
-from .messages import DEFAULT_KEY, Call, Contract
+from .messages import DEFAULT_KEY, Call, Contract, Payload
 
 #: What the exposed names of a stock proxy may not hold: the stock proxy would define
 #: these on itself and break (``__iter__`` must return an iterator, ours is a list).
@@ -58,7 +58,7 @@ class Verb(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def read_request(payload: bytes, call_timeout_s: float) -> Call | Verb:
+def read_request(payload: Payload, call_timeout_s: float) -> Call | Verb:
     """Return the call or the verb in ``payload``.
 
     Raises ``NotAllowed`` when it is neither.

@@ -11,14 +11,14 @@ from typing import NamedTuple, Protocol
 from .commits import Batch, ObjectName
 from .errors import StateServerError
 from .keeping import Keeper
-from .messages import Call
+from .messages import Call, Payload
 from .sharing import SharedClass
 
 
 class Form(Protocol):
     """How one kind of caller wants its replies spelled."""
 
-    def done(self, call: Call, value: object) -> bytes:
+    def done(self, call: Call, value: object) -> Payload:
         """Return the payload that carries ``value``; raise when it cannot travel."""
 
     def refused(self, call: Call, error: StateServerError) -> bytes:
@@ -37,7 +37,7 @@ class Destination(Protocol):
     def form(self) -> Form:
         """Return how this caller wants its replies spelled."""
 
-    def deliver(self, payload: bytes) -> None:
+    def deliver(self, payload: Payload) -> None:
         """Send the payload; called at most once for each call, from any thread."""
 
 
@@ -144,7 +144,7 @@ class LaneMemory:
         self.session = session
         self.destination: Destination | None = None
         self.number = 0
-        self.payload: bytes | None = None
+        self.payload: Payload | None = None
         self.ticket: Ticket | None = None
         self.ended_at = 0.0
         self.on_disk = False

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any, cast
 
-from . import codec
+from . import bodies, codec, wire
 from .commits import Change, Committer
 from .errors import (
     Expired,
@@ -22,7 +22,7 @@ from .errors import (
     TooLarge,
 )
 from .journal import Unchanged
-from .messages import Call, Contract, running
+from .messages import Call, Contract, Payload, running
 from .sharing import contract_of
 from .tickets import Resident, Ticket
 
@@ -46,7 +46,7 @@ class Performer:
 
     def perform(
         self, resident: Resident, ticket: Ticket
-    ) -> tuple[bytes, Change | None]:
+    ) -> tuple[Payload, Change | None]:
         """Run a call; return its reply, and what is to be on disk before that leaves.
 
         Raises nothing.
@@ -58,7 +58,7 @@ class Performer:
 
     def _perform(
         self, resident: Resident, ticket: Ticket
-    ) -> tuple[bytes, Change | None]:
+    ) -> tuple[Payload, Change | None]:
         """Run the call; return its reply, and what is to be on disk before that."""
         call, form, keeper = ticket.call, ticket.destination.form, resident.keeper
         running.boot_id, running.name = self._boot_id, resident.name
@@ -89,13 +89,13 @@ class Performer:
         finally:
             running.boot_id = None
         try:
-            payload = form.done(call, value)
-            if len(payload) > self._frame_bytes_max:
+            reply = form.done(call, value)
+            if len(reply) > wire.own_frame_bytes_max(self._frame_bytes_max):
                 raise TooLarge(
-                    f"The result of {call.name}.{call.method} has {len(payload)} "
+                    f"The result of {call.name}.{call.method} has {len(reply)} "
                     f"bytes; the limit is {self._frame_bytes_max} (frame_bytes_max)."
                 )
-            return payload, keeper.kept(call, readonly=_is_readonly(resident, call))
+            return reply, keeper.kept(call, readonly=_is_readonly(resident, call))
         except StateServerError as error:
             log.warning("%s.%s was not done: %s", call.name, call.method, error)
             self._undo(resident, readonly=False)
@@ -213,7 +213,7 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call; raise ``NotAllowed`` when they are not such."""
     if not call.body:
         return (), {}
-    decoded = call.body if isinstance(call.body, tuple) else codec.decode(call.body)
+    decoded = call.body if isinstance(call.body, tuple) else bodies.unpack(call.body)
     if (
         isinstance(decoded, tuple)
         and len(decoded) == 2

@@ -41,16 +41,18 @@ from __future__ import annotations
 
 import functools
 import hmac
+import mmap
 import os
 import re
 import struct
 import sys
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .errors import ConfigError, Denied, NotAllowed, TooLarge
-from .messages import Call, Lane
+from .messages import Call, Lane, Payload
 
 MARK = 0xF5
 HELLO, WELCOME, CALL, DONE, FAILED, GOODBYE = range(1, 7)
@@ -78,38 +80,74 @@ _REPLY = struct.Struct("!BBQ")
 # Frames ------------------------------------------------------------------------------
 
 
-def framed(payload: bytes) -> bytes:
+def framed(payload: Payload) -> bytes:
     """Return ``payload`` with its length in front."""
-    size = len(payload)
+    return frame_head(len(payload)) + payload
+
+
+def frame_head(size: int) -> bytes:
+    """Return what stands in front of a payload of ``size`` bytes."""
     if size <= 0x7FFFFFFF:
-        return _LENGTH.pack(size) + payload
-    return _LENGTH.pack(-1) + _LONG_LENGTH.pack(size) + payload
+        return _LENGTH.pack(size)
+    return _LENGTH.pack(-1) + _LONG_LENGTH.pack(size)
+
+
+#: A frame of this size or more is received into memory of its own, where it stays,
+#: once half of this has come: a promise alone costs nothing.
+LARGE_BYTES = 2 * 1024 * 1024
+
+#: What our own frame of a large value may have besides the value: names, sizes.
+_NAMES_BYTES_MAX = 128 * 1024
 
 
 class FrameReader:
     """Cuts a stream of bytes into frames. Owned by one thread at a time.
 
-    Memory grows with what has arrived, never with what a length promises.
+    Memory grows with what has arrived, never with what a length promises: that of a
+    large frame is reserved, but the system gives it only as it is written to.
     """
 
-    __slots__ = ("_buffer", "_start", "bytes_max")
+    __slots__ = ("_buffer", "_large", "_received", "_start", "bytes_max")
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self._buffer = bytearray()
         self._start = 0
+        self._large: memoryview | None = None
+        self._received = 0
 
     @property
     def buffered(self) -> int:
         """Return the number of bytes that wait for the rest of their frame."""
-        return len(self._buffer) - self._start
+        return len(self._buffer) - self._start + self._received
 
-    def feed(self, data: bytes) -> bytes | None:
+    @property
+    def room(self) -> memoryview | None:
+        """Return where the rest of a large frame goes, while one is on its way."""
+        return None if self._large is None else self._large[self._received :]
+
+    def fill(self, count: int) -> memoryview | None:
+        """Note that ``count`` bytes came into the room; return the frame if whole."""
+        large = self._large
+        assert large is not None
+        self._received += count
+        if self._received < len(large):
+            return None
+        self._large, self._received = None, 0
+        return large
+
+    def feed(self, data: bytes) -> Payload | None:
         """Take in ``data``; return the next whole frame, or ``None``.
 
         Raises ``TooLarge`` for a frame above ``bytes_max`` and ``NotAllowed`` for a
         length that no frame has.
         """
+        room = self.room
+        if room is not None:
+            taken = min(len(data), len(room))
+            room[:taken] = data[:taken]
+            self._buffer += data[taken:]
+            return self.fill(taken)
         if not self._buffer and len(data) >= 4:
             # The common case: exactly one small frame in one piece, no copy kept.
             (size,) = _LENGTH.unpack_from(data)
@@ -118,7 +156,7 @@ class FrameReader:
         self._buffer += data
         return self.next()
 
-    def next(self) -> bytes | None:
+    def next(self) -> Payload | None:
         """Return the next frame that is already here whole, or ``None``."""
         available = len(self._buffer) - self._start
         if available < 4:
@@ -138,6 +176,8 @@ class FrameReader:
             )
         end = self._start + head + size
         if len(self._buffer) < end:
+            if size >= LARGE_BYTES and available - head >= LARGE_BYTES // 2:
+                self._move_to_room(size, self._start + head)
             return None
         payload = bytes(memoryview(self._buffer)[self._start + head : end])
         self._start = end
@@ -148,6 +188,62 @@ class FrameReader:
             del self._buffer[: self._start]
             self._start = 0
         return payload
+
+    def _move_to_room(self, size: int, begin: int) -> None:
+        """Have the rest of a large frame received where it stays."""
+        try:
+            self._large = _reserved(size)
+        except (OSError, OverflowError):
+            # There is not so much: it grows in the buffer, and may be all that came.
+            return
+        self._received = len(self._buffer) - begin
+        self._large[: self._received] = memoryview(self._buffer)[begin:]
+        self._buffer = bytearray()
+        self._start = 0
+
+
+def _reserved(size: int) -> memoryview:
+    """Return private memory that takes up none before it is written to.
+
+    In large pages where the system has them: to be given a small one, 16,000 times for
+    64 MB, takes as long as to fill them all. Raises ``OSError``, ``OverflowError``.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return memoryview(mmap.mmap(-1, size))
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            # A system without them gives small ones.
+            pass
+    return memoryview(memory)
+
+
+def _joined(head: bytes, parts: Sequence[Payload]) -> Payload:
+    """Return the parts of a frame as one, copied once."""
+    size = len(head) + sum(map(len, parts))
+    if size < LARGE_BYTES:
+        return b"".join((head, *parts))
+    try:
+        whole = _reserved(size)
+    except (OSError, OverflowError):
+        return b"".join((head, *parts))
+    at = 0
+    for part in (head, *parts):
+        whole[at : at + len(part)] = part
+        at += len(part)
+    return whole
+
+
+def own_frame_bytes_max(value_bytes_max: int) -> int:
+    """Return the limit of our own frames where values are limited to so many bytes.
+
+    A value of just the limit, say an array of 64 MiB, fits in.
+    """
+    if value_bytes_max < LARGE_BYTES:
+        return value_bytes_max
+    return value_bytes_max + _NAMES_BYTES_MAX
 
 
 # Our own frames ----------------------------------------------------------------------
@@ -177,10 +273,10 @@ class Reply(NamedTuple):
 
     number: int
     failed: bool
-    body: bytes
+    body: Payload
 
 
-def kind_of(payload: bytes) -> int:
+def kind_of(payload: Payload) -> int:
     """Return the kind of an own frame, or 0 for a frame of a stock peer."""
     if len(payload) >= 2 and payload[0] == MARK:
         return payload[1]
@@ -195,7 +291,7 @@ def pack_hello(hello: Hello) -> bytes:
     )
 
 
-def unpack_hello(payload: bytes) -> Hello:
+def unpack_hello(payload: Payload) -> Hello:
     """Return the ``Hello`` in ``payload``; raise ``NotAllowed`` if there is none."""
     _, _, version, session, lane, proof, admin = _unpacked(_HELLO, payload)
     return Hello(version, Lane(session, lane), proof, admin)
@@ -206,7 +302,7 @@ def pack_welcome(welcome: Welcome) -> bytes:
     return _WELCOME.pack(MARK, WELCOME, *welcome)
 
 
-def unpack_welcome(payload: bytes) -> Welcome:
+def unpack_welcome(payload: Payload) -> Welcome:
     """Return the ``Welcome`` in ``payload``; raise ``NotAllowed`` if there is none."""
     _, _, boot_id, process_id, proof, is_admin, size = _unpacked(_WELCOME, payload)
     return Welcome(boot_id, process_id, proof, bool(is_admin), size)
@@ -235,14 +331,19 @@ _CALL_HEAD = struct.Struct("!BBQd16s")
 
 
 def pack_call(
-    number: int, remaining_s: float, first_boot: bytes, target: bytes, body: bytes
+    number: int, remaining_s: float, first_boot: bytes, target: bytes, body: Payload
 ) -> bytes:
     """Return the bytes of a call; ``target`` comes from ``pack_target``."""
     head = _CALL_HEAD.pack(MARK, CALL, number, remaining_s, first_boot)
     return b"".join((head, target, body))
 
 
-def unpack_call(payload: bytes, lane: Lane) -> Call:
+def call_head_bytes(target: bytes) -> int:
+    """Return how many bytes of a call stand before its arguments."""
+    return _CALL_HEAD.size + len(target)
+
+
+def unpack_call(payload: Payload, lane: Lane) -> Call:
     """Return the ``Call`` in ``payload``; raise ``NotAllowed`` if there is none."""
     try:
         _, _, number, remaining_s, boot, name_size, key_size, method_size = (
@@ -251,7 +352,7 @@ def unpack_call(payload: bytes, lane: Lane) -> Call:
         body_at = 38 + name_size + key_size + method_size
         if body_at > len(payload):
             raise NotAllowed("A call ends in the middle of a name.")
-        names = (_names_kept if body_at <= 256 else _names)(payload[34:body_at])
+        names = (_names_kept if body_at <= 256 else _names)(bytes(payload[34:body_at]))
         fields = (*names, payload[body_at:], remaining_s, lane, number, boot)
         # As Call(*fields) does, in a third of the time.
         return tuple.__new__(Call, fields)
@@ -274,9 +375,18 @@ def _names(target: bytes) -> tuple[str, str, str]:
 _names_kept = functools.lru_cache(maxsize=1024)(_names)
 
 
-def pack_reply(number: int, failed: bool, body: bytes) -> bytes:
+#: How many bytes of a reply stand before its value.
+REPLY_HEAD_BYTES = _REPLY.size
+
+
+def pack_reply(number: int, failed: bool, body: Payload) -> bytes:
     """Return the bytes of a reply."""
     return _REPLY.pack(MARK, FAILED if failed else DONE, number) + body
+
+
+def pack_parts(number: int, body: Sequence[Payload]) -> Payload:
+    """Return the bytes of a reply whose value comes in several parts: a copy of all."""
+    return _joined(_REPLY.pack(MARK, DONE, number), body)
 
 
 _REPLY_FRAME = struct.Struct("!iBBQ")
@@ -293,7 +403,7 @@ def whole_reply(data: bytes) -> Reply | None:
     return tuple.__new__(Reply, (number, kind == FAILED, data[14:]))
 
 
-def unpack_reply(payload: bytes) -> Reply:
+def unpack_reply(payload: Payload) -> Reply:
     """Return the ``Reply`` in ``payload``; raise ``NotAllowed`` if there is none."""
     try:
         mark, kind, number = _REPLY.unpack_from(payload)
@@ -307,7 +417,7 @@ def unpack_reply(payload: bytes) -> Reply:
 GOODBYE_FRAME = framed(bytes((MARK, GOODBYE)))
 
 
-def _unpacked(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
+def _unpacked(layout: struct.Struct, payload: Payload) -> tuple[Any, ...]:
     try:
         return layout.unpack(payload)
     except struct.error as error:
@@ -355,13 +465,13 @@ class ServerHandshake:
         """Return the payload to send when the connection opens."""
         return CHALLENGE + self.nonces[0]
 
-    def receive(self, payload: bytes) -> tuple[bytes, bool]:
+    def receive(self, payload: Payload) -> tuple[bytes, bool]:
         """Return the payload to send in answer, and whether the handshake is done.
 
         Raises ``Denied`` when the client does not know the key; ``REJECTED`` is to be
         sent then.
         """
-        return self._step(payload)
+        return self._step(bytes(payload))
 
     def _check_answer(self, payload: bytes) -> tuple[bytes, bool]:
         challenge = self.nonces[0]
@@ -411,12 +521,12 @@ class ClientHandshake:
         self._step = self._answer_challenge
         self.nonces = (b"", _PREFIX + os.urandom(_NONCE_BYTES))
 
-    def receive(self, payload: bytes) -> tuple[list[bytes], bool]:
+    def receive(self, payload: Payload) -> tuple[list[bytes], bool]:
         """Return the payloads to send in answer, and whether the handshake is done.
 
         Raises ``Denied`` when a side does not know the key.
         """
-        return self._step(payload)
+        return self._step(bytes(payload))
 
     def _answer_challenge(self, payload: bytes) -> tuple[list[bytes], bool]:
         nonce = payload[len(CHALLENGE) :]

@@ -73,7 +73,7 @@ class FakeLink:
         self.closed_with: list[bool] = []
         self.sent: list[Any] = []
 
-    def exchange(self, frame: bytes, _: float) -> wire.Reply:
+    def exchange(self, frame: bytes, _: float, rest: Any) -> wire.Reply:
         """Take a frame and do what the script says."""
         self.sent.append(wire.unpack_call(frame[4:], self.lane))
         return self.script.popleft()(self, frame)

@@ -503,3 +503,28 @@ def test_a_class_that_fails_at_the_last_image_does_not_keep_the_store_open(
 
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         store.count()
+
+
+def test_a_journalled_object_costs_no_image_where_nothing_is_kept() -> None:
+    """Without a store it is changed in place, however large it has become."""
+
+    class Large:
+        def __init__(self) -> None:
+            self.chunks: list[bytes] = []
+
+        def grow(self) -> int:
+            self.chunks.append(bytes(2 * 1024 * 1024))
+            return len(self.chunks)
+
+        def __reduce__(self) -> Any:
+            raise AssertionError("an image was made")
+
+    shared = Catalogue()
+    shared.add(describe_class(Large, durable="journal"))
+    host = Host(shared, bytes(16))
+    connection = FakeConnection()
+    for number in (1, 2):
+        turn = host.submit(make_call("Large.grow"), connection)
+        assert turn is not None
+        host.run(turn)
+        assert connection.wait(number) == number

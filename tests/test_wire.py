@@ -139,6 +139,70 @@ def test_frame_of_exactly_the_limit_is_taken() -> None:
             frames_in(FrameReader(99), pieces)
 
 
+@given(
+    st.integers(wire.LARGE_BYTES, wire.LARGE_BYTES + 70_000),
+    st.lists(st.integers(1, wire.LARGE_BYTES), max_size=6),
+    st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_large_frames_survive_any_chunking(
+    size: int, steps: list[int], use_room: bool
+) -> None:
+    """In whatever pieces it comes, and wherever they are put: whole, and then the next.
+
+    Once half of what counts as large has come, the rest goes where the frame stays.
+    """
+    payload = bytes(range(256)) * (size // 256 + 1)
+    stream = memoryview(wire.framed(payload[:size]) + wire.framed(b"next"))
+    reader, moved = FrameReader(2**30), False
+    found: list[Any] = []
+    while stream:
+        step = steps.pop() if steps else 300_000
+        room = reader.room
+        if room is not None and use_room:
+            moved = True
+            count = min(step, len(room), len(stream))
+            room[:count] = stream[:count]
+            frame = reader.fill(count)
+        else:
+            count = min(step, len(stream))
+            frame = reader.feed(bytes(stream[:count]))
+        stream = stream[count:]
+        while frame is not None:
+            found.append(frame)
+            frame = reader.next()
+    assert [bytes(frame) for frame in found] == [payload[:size], b"next"]
+    assert reader.buffered == 0
+    assert moved or not use_room or size < wire.LARGE_BYTES + 70_001
+
+
+def test_a_large_frame_is_not_copied_when_it_is_whole() -> None:
+    """What is returned is the memory that it was received into."""
+    reader = FrameReader(2**30)
+    reader.feed(struct.pack("!i", wire.LARGE_BYTES) + bytes(wire.LARGE_BYTES // 2))
+    room = reader.room
+    assert room is not None
+    room[:] = b"\1" * len(room)
+    frame = reader.fill(len(room))
+    assert frame is not None
+    room[-1:] = b"\2"
+    assert frame[-1] == 2
+
+
+def test_no_memory_is_reserved_for_a_promise() -> None:
+    """A large frame of which little has come waits in the buffer like any other."""
+    reader = FrameReader(2**30)
+    reader.feed(struct.pack("!i", wire.LARGE_BYTES) + bytes(1000))
+    assert reader.room is None
+    assert reader.buffered == 1004
+
+
+def test_own_frames_hold_a_value_of_just_the_limit() -> None:
+    """An array of 64 MiB is a value of 64 MiB, whatever its names take besides."""
+    assert wire.own_frame_bytes_max(64 * 1024**2) > 64 * 1024**2 + 70_000
+    assert wire.own_frame_bytes_max(65536) == 65536
+
+
 def test_buffered_counts_what_waits() -> None:
     """``buffered`` is what has come of a frame that is not whole yet."""
     reader = FrameReader(100)

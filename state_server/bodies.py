@@ -1,0 +1,92 @@
+"""A value as it travels: its bytes, and behind them the memory of large arrays.
+
+A body without arrays is what ``codec.encode`` writes. One with arrays begins with a
+byte that no pickle begins with:
+
+    offset  size  meaning
+    0       1     MARK
+    1       4     number of buffers
+    5       4     size of the encoded value
+    9       9     for each buffer: its size (8), and bytes of nothing before it (1)
+                  the encoded value
+                  for each buffer: nothing, then its memory
+
+Numbers are in network order. Nothing (zeros) makes the memory of each array begin at a
+multiple of 16 in its frame, because arithmetic is slower on memory that does not.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import codec
+from .errors import NotAllowed
+from .messages import Payload, Reference
+from .wire import MARK
+
+_HEAD = struct.Struct("!BII")
+_BUFFER = struct.Struct("!QB")
+_ALIGNMENT = 16
+
+
+def pack(value: object, offset: int) -> list[Payload]:
+    """Return the body of ``value`` in parts, for a frame with ``offset`` bytes before.
+
+    The first part is bytes; the others are views on the memory of live arrays, which
+    are not copied. Raises what ``codec.encode`` does.
+    """
+    data, buffers = codec.encode_with_buffers(value)
+    if not buffers:
+        return [data]
+    head_size = _HEAD.size + _BUFFER.size * len(buffers)
+    at = offset + head_size + len(data)
+    table: list[bytes] = []
+    parts: list[Payload] = []
+    for buffer in buffers:
+        gap = -at % _ALIGNMENT
+        table.append(_BUFFER.pack(buffer.nbytes, gap))
+        parts += [bytes(gap), buffer.cast("B")] if gap else [buffer.cast("B")]
+        at += gap + buffer.nbytes
+    head = _HEAD.pack(MARK, len(buffers), len(data))
+    return [b"".join((head, *table, data)), *parts]
+
+
+def unpack(
+    body: Payload,
+    reference: Callable[[str, str], object] = Reference,
+    *,
+    read_only: bool = False,
+) -> Any:
+    """Return the value of a body; its arrays are views on the body's memory.
+
+    ``reference`` makes a handle of a class name and a key. ``read_only``: no array can
+    be written to. Raises ``NotAllowed`` and ``TooLarge`` only.
+    """
+    if not body or body[0] != MARK:
+        return codec.decode(body, reference=reference, read_only=read_only)
+    data, buffers = _parts(memoryview(body))
+    return codec.decode(
+        data, reference=reference, buffers=buffers, read_only=read_only
+    )
+
+
+def _parts(body: memoryview) -> tuple[bytes, Sequence[memoryview]]:
+    try:
+        _, count, size = _HEAD.unpack_from(body)
+        at = _HEAD.size + _BUFFER.size * count
+        if at + size > len(body):
+            raise NotAllowed("A body ends before its value.")
+        table = list(_BUFFER.iter_unpack(body[_HEAD.size : at]))
+    except struct.error as error:
+        raise NotAllowed(f"A body could not be read: {error}.") from None
+    data = bytes(body[at : at + size])
+    at += size
+    buffers = []
+    for length, gap in table:
+        buffers.append(body[at + gap : at + gap + length])
+        at += gap + length
+    if at != len(body):
+        raise NotAllowed("The buffers of a body do not fill it.")
+    return data, buffers
