@@ -90,6 +90,7 @@ class JournalKeeper:
     """Keeps an image now and then, and the calls since."""
 
     __slots__ = (
+        "_arguments",
         "_committer",
         "_entries",
         "_entry_bytes",
@@ -121,12 +122,18 @@ class JournalKeeper:
         self._image_bytes = 0
         self._generation = 0
         self._saved = False
+        self._arguments = b""
         #: The image of an object that is not on disk yet.
         self._newborn = b""
         self.instance: Any = None
 
-    def begin(self) -> None:
-        """Write down what the call draws from the clock and from chance."""
+    def begin(self, call: Call, *, readonly: bool) -> None:
+        """Take down the arguments, and from now on what is drawn from clock and chance.
+
+        Now, because the method may change what it was given: an array is a view on the
+        memory that its call came in.
+        """
+        self._arguments = b"" if readonly else _body(call)
         taps.record = []
 
     def bring(self) -> None:
@@ -151,8 +158,9 @@ class JournalKeeper:
         if self._saved and (readonly or call.method in _LOOKS):
             return None
         entry = pack(
-            Entry(self._shared.version, call.method, _body(call), tuple(drawn))
+            Entry(self._shared.version, call.method, self._arguments, tuple(drawn))
         )
+        self._arguments = b""
         grown = self._entry_bytes + len(entry)
         if not self._saved or grown > max(self._entry_bytes_max, self._image_bytes):
             return self.snapshot()

@@ -38,7 +38,7 @@ class Keeper(Protocol):
     def bring(self) -> None:
         """Bring the object into memory: from disk, or built anew."""
 
-    def begin(self) -> None:
+    def begin(self, call: Call, *, readonly: bool) -> None:
         """Take note that a call begins."""
 
     def kept(self, call: Call, *, readonly: bool) -> Change | None:
@@ -75,7 +75,7 @@ class MemoryKeeper:
         """Build the object."""
         self.instance = self._shared.build()
 
-    def begin(self) -> None:
+    def begin(self, call: Call, *, readonly: bool) -> None:
         """Do nothing."""
 
     def kept(self, call: Call, *, readonly: bool) -> Change | None:
@@ -158,7 +158,7 @@ class StateKeeper:
         self._saved = stored is not None
         self.instance = instance
 
-    def begin(self) -> None:
+    def begin(self, call: Call, *, readonly: bool) -> None:
         """Do nothing: the image of the last call is what a call begins with."""
 
     def kept(self, call: Call, *, readonly: bool) -> Change | None:

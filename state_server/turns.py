@@ -76,7 +76,8 @@ class Performer:
             if keeper.instance is None:
                 self.bring(resident)
             step = self._step(resident, call, arguments)
-            keeper.begin()
+            readonly = call.method in resident.shared.readonly
+            keeper.begin(call, readonly=readonly)
             ran = True
             value = step(*arguments, **keywords)
             if isinstance(value, types.GeneratorType):
@@ -95,7 +96,7 @@ class Performer:
                     f"The result of {call.name}.{call.method} has {len(reply)} "
                     f"bytes; the limit is {self._frame_bytes_max} (frame_bytes_max)."
                 )
-            return reply, keeper.kept(call, readonly=_is_readonly(resident, call))
+            return reply, keeper.kept(call, readonly=readonly)
         except StateServerError as error:
             log.warning("%s.%s was not done: %s", call.name, call.method, error)
             self._undo(resident, readonly=False)

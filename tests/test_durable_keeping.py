@@ -528,3 +528,33 @@ def test_a_journalled_object_costs_no_image_where_nothing_is_kept() -> None:
         assert turn is not None
         host.run(turn)
         assert connection.wait(number) == number
+
+
+def test_a_journal_has_the_arguments_as_they_were_sent(tmp_path: Path) -> None:
+    """A method that empties the list it was given is replayed with the full one."""
+
+    class Till:
+        def __init__(self) -> None:
+            self.total = 0
+
+        def take(self, coins: list[int]) -> int:
+            while coins:
+                self.total += coins.pop()
+            return self.total
+
+    for total in (6, 12, 18):
+        shared = Catalogue()
+        shared.add(describe_class(Till, durable="journal"))
+        store = SqliteStore(tmp_path / "state.db")
+        host = Host(shared, store.epoch + bytes(8), store=store)
+        host.start()
+        connection = FakeConnection()
+        # As from a stock client, whose arguments come decoded.
+        call = make_call("Till.take")._replace(body=(([1, 2, 3],), {}))
+        turn = host.submit(call, connection)
+        assert turn is not None
+        host.run(turn)
+        assert connection.wait() == total
+        # Not stop(), which would write an image: the next one replays the call.
+        assert host._committer is not None
+        host._committer.stop()
