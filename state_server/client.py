@@ -326,6 +326,10 @@ class _Exchange:
             else:
                 link.number = self.number
             reply = self._exchange(link)
+        except TooLarge:
+            # Found before a byte was sent: the link is as good as it was.
+            self.pool.give(link)
+            raise
         except BaseException:
             # Whatever it was: a reply may still come on this link, for nobody.
             self.pool.drop(link)
