@@ -8,10 +8,10 @@ data classes and are just as unchangeable.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 #: One frame without its length; a large one is a view on memory of its own.
-Payload = Union[bytes, memoryview]
+Payload = bytes | memoryview
 
 #: The key of an object when the caller names none.
 DEFAULT_KEY = "default"

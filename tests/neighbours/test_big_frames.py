@@ -41,16 +41,19 @@ def test_an_array_of_just_the_limit_goes_there_and_back(
     """64 MiB, which is frame_bytes_max, arrive as they were, as a read-only view."""
     options = () if transport == "unix" else ("--address", "tcp://127.0.0.1:0")
     array = np.arange(8 * MEBIBYTE, dtype="f8")
-    with our_manager(tmp_path / "m", *OBJECTS, *options) as manager:
-        with manager.client() as client:
-            back = client.get("Mirror").echo(array)
-            assert (back == array).all()
-            assert not back.flags.writeable
-            assert not back.flags.owndata
-            assert back.flags.aligned
-            with pytest.raises(TooLarge, match="frame_bytes_max"):
-                client.get("Mirror").first(np.zeros(9 * MEBIBYTE))
-            assert client.get("Mirror").first(array) == 0.0
+    with (
+        our_manager(tmp_path / "m", *OBJECTS, *options) as manager,
+        manager.client() as client,
+    ):
+        mirror = client.get("Mirror")
+        back = mirror.echo(array)
+        assert (back == array).all()
+        assert not back.flags.writeable
+        assert not back.flags.owndata
+        assert back.flags.aligned
+        with pytest.raises(TooLarge, match="frame_bytes_max"):
+            mirror.first(np.zeros(9 * MEBIBYTE))
+        assert mirror.first(array) == 0.0
 
 
 def test_many_arrays_in_one_value_keep_their_places(manager: ManagerProcess) -> None:
@@ -93,7 +96,7 @@ def test_several_callers_with_large_arrays_hear_their_own(
 def test_a_delivery_that_is_cut_anywhere_is_made_once(
     manager: ManagerProcess, tmp_path: Path
 ) -> None:
-    """A large call whose connection breaks in the middle, again and again, runs once."""
+    """A large call whose connection breaks in the middle, however often, runs once."""
     array = np.arange(400_000.0)
     with CuttingProxy(
         tmp_path / "proxy", manager.address, seed=11, bytes_max=5 * array.nbytes
