@@ -31,15 +31,15 @@ _BUFFER = struct.Struct("!QB")
 _ALIGNMENT = 16
 
 
-def pack(value: object, offset: int) -> list[Payload]:
-    """Return the body of ``value`` in parts, for a frame with ``offset`` bytes before.
+def pack(value: object, offset: int) -> tuple[bytes, Sequence[Payload]]:
+    """Return the body of ``value`` for a frame with ``offset`` bytes before it.
 
-    The first part is bytes; the others are views on the memory of live arrays, which
-    are not copied. Raises what ``codec.encode`` does.
+    It comes as bytes, and what follows them: the memory of live arrays, which is not
+    copied. Raises what ``codec.encode`` does.
     """
     data, buffers = codec.encode_with_buffers(value)
     if not buffers:
-        return [data]
+        return data, ()
     head_size = _HEAD.size + _BUFFER.size * len(buffers)
     at = offset + head_size + len(data)
     table: list[bytes] = []
@@ -50,7 +50,7 @@ def pack(value: object, offset: int) -> list[Payload]:
         parts += [bytes(gap), buffer.cast("B")] if gap else [buffer.cast("B")]
         at += gap + buffer.nbytes
     head = _HEAD.pack(MARK, len(buffers), len(data))
-    return [b"".join((head, *table, data)), *parts]
+    return b"".join((head, *table, data)), parts
 
 
 def unpack(
@@ -67,9 +67,7 @@ def unpack(
     if not body or body[0] != MARK:
         return codec.decode(body, reference=reference, read_only=read_only)
     data, buffers = _parts(memoryview(body))
-    return codec.decode(
-        data, reference=reference, buffers=buffers, read_only=read_only
-    )
+    return codec.decode(data, reference=reference, buffers=buffers, read_only=read_only)
 
 
 def _parts(body: memoryview) -> tuple[bytes, Sequence[memoryview]]:

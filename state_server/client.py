@@ -46,7 +46,7 @@ log = logging.getLogger("state_server.client")
 
 T = TypeVar("T")
 
-_NO_ARGUMENTS = (b"",)
+_NO_ARGUMENTS: tuple[bytes, Sequence[Payload]] = (b"", ())
 
 _BACKOFF_FIRST_S = 0.01
 _BACKOFF_MAX_S = 0.5
@@ -215,8 +215,8 @@ class Client:
         Raises what the method raised, or an error of the family.
         """
         # Before a connection is taken: what cannot be sent spoils none.
-        before = wire.call_head_bytes(wire.pack_target(*target))
-        body = bodies.pack((args, kwargs), before) if args or kwargs else _NO_ARGUMENTS
+        offset = wire.call_head_bytes(wire.pack_target(*target))
+        body = bodies.pack((args, kwargs), offset) if args or kwargs else _NO_ARGUMENTS
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
@@ -277,7 +277,7 @@ class _Exchange:
         self,
         pool: Pool,
         target: tuple[str, str, str],
-        body: Sequence[Payload],
+        body: tuple[bytes, Sequence[Payload]],
         deadline: float,
     ) -> None:
         self.pool = pool
@@ -355,9 +355,9 @@ class _Exchange:
         remaining_s = self.deadline - time.monotonic()
         boot = self.first_boot or link.boot_id
         target = wire.pack_target(*self.target)
-        first, *rest = self.body
-        frame = wire.pack_call(self.number, remaining_s, boot, target, first)
-        size = len(frame) + sum(map(len, rest))
+        body, rest = self.body
+        frame = wire.pack_call(self.number, remaining_s, boot, target, body)
+        size = len(frame) + (sum(map(len, rest)) if rest else 0)
         if size > link.frame_bytes_max and self.lane is None:
             raise TooLarge(
                 f"{self._named()} takes {size} bytes to call, the manager takes at "

@@ -64,6 +64,7 @@ _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
 
 _SCALARS = frozenset({type(None), bool, float})
 _WORD = 2**63
+_NO_BUFFERS: Sequence[memoryview] = ()
 
 
 def encode(
@@ -96,15 +97,16 @@ def encode_with_buffers(
     limits: ValueLimits = DEFAULT_LIMITS,
     *,
     buffer_bytes_min: int = BUFFER_BYTES_MIN,
-) -> tuple[bytes, list[memoryview]]:
+) -> tuple[bytes, Sequence[memoryview]]:
     """Return the value as bytes, and beside them the memory of its large arrays.
 
     ``buffer_bytes_min``: the memory of smaller arrays is in the bytes. The buffers are
     views on the live arrays, not copies: who sends them later than the value may
     change copies them first. Raises as ``encode`` does.
     """
-    if is_small(value):
-        return encode(value, limits), []
+    kind = type(value)
+    if kind in _SCALARS or kind is int or is_small(value):
+        return encode(value, limits), _NO_BUFFERS
     data, buffers = _dump(value, limits, buffer_bytes_min=buffer_bytes_min)
     if buffers or not is_tiny(data, limits):
         checked_walk(data, limits, [buffer.nbytes for buffer in buffers])
@@ -112,7 +114,7 @@ def encode_with_buffers(
 
 
 def decode(
-    data: bytes,
+    data: bytes | memoryview,
     limits: ValueLimits = DEFAULT_LIMITS,
     reference: Callable[[str, str], object] = Reference,
     *,

@@ -37,10 +37,10 @@ class OwnForm:
         The memory of its arrays is copied here: the next call may change it before the
         last of this reply has left.
         """
-        body = bodies.pack(value, wire.REPLY_HEAD_BYTES)
-        if len(body) == 1:
-            return wire.pack_reply(call.number, False, body[0])
-        return wire.pack_parts(call.number, body)
+        body, rest = bodies.pack(value, wire.REPLY_HEAD_BYTES)
+        if not rest:
+            return wire.pack_reply(call.number, False, body)
+        return wire.pack_parts(call.number, body, rest)
 
     def refused(self, call: Call, error: StateServerError) -> bytes:
         """Return the reply that carries what the server itself has to say."""

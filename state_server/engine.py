@@ -298,9 +298,7 @@ class Engine:
 
     # One frame -----------------------------------------------------------------------
 
-    def _take(
-        self, connection: Connection, payload: Payload
-    ) -> Continuation | None:
+    def _take(self, connection: Connection, payload: Payload) -> Continuation | None:
         """Take one frame to where it belongs, in a turn that may be displaced.
 
         A call is begun here; what touches the engine's own tables is returned, to be

@@ -57,7 +57,7 @@ def _tiny_pattern() -> bytes:
     return frame.replace(b"B", flat)
 
 
-def _match_first(data: bytes) -> object:
+def _match_first(data: bytes | memoryview) -> object:
     """Compile the grammar, which takes long, when the first small frame is there.
 
     From then on the name stands for the matcher itself: the quick path pays nothing.
@@ -67,10 +67,10 @@ def _match_first(data: bytes) -> object:
     return _match_tiny(data)
 
 
-_match_tiny: Callable[[bytes], object] = _match_first
+_match_tiny: Callable[[bytes | memoryview], object] = _match_first
 
 
-def is_tiny(data: bytes, limits: ValueLimits) -> bool:
+def is_tiny(data: bytes | memoryview, limits: ValueLimits) -> bool:
     """Tell whether a frame is small and known whole, so that it needs no walk."""
     if len(data) > _TINY_BYTES or _match_tiny(data) is None:
         return False

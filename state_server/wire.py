@@ -331,7 +331,7 @@ _CALL_HEAD = struct.Struct("!BBQd16s")
 
 
 def pack_call(
-    number: int, remaining_s: float, first_boot: bytes, target: bytes, body: Payload
+    number: int, remaining_s: float, first_boot: bytes, target: bytes, body: bytes
 ) -> bytes:
     """Return the bytes of a call; ``target`` comes from ``pack_target``."""
     head = _CALL_HEAD.pack(MARK, CALL, number, remaining_s, first_boot)
@@ -379,14 +379,14 @@ _names_kept = functools.lru_cache(maxsize=1024)(_names)
 REPLY_HEAD_BYTES = _REPLY.size
 
 
-def pack_reply(number: int, failed: bool, body: Payload) -> bytes:
+def pack_reply(number: int, failed: bool, body: bytes) -> bytes:
     """Return the bytes of a reply."""
     return _REPLY.pack(MARK, FAILED if failed else DONE, number) + body
 
 
-def pack_parts(number: int, body: Sequence[Payload]) -> Payload:
+def pack_parts(number: int, body: bytes, rest: Sequence[Payload]) -> Payload:
     """Return the bytes of a reply whose value comes in several parts: a copy of all."""
-    return _joined(_REPLY.pack(MARK, DONE, number), body)
+    return _joined(_REPLY.pack(MARK, DONE, number) + body, rest)
 
 
 _REPLY_FRAME = struct.Struct("!iBBQ")

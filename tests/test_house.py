@@ -66,6 +66,7 @@ CODEC_PARTS = {
 }
 #: What both halves may stand on.
 GROUND = {
+    "bodies",
     "busy_poll",
     "codec",
     "errors",

@@ -149,8 +149,8 @@ def test_a_body_that_lies_is_refused_and_nobody_else_notices(
 ) -> None:
     """Buffers that do not fit the value are an error of the one call that has them."""
     target = ("Mirror", "default", "echo")
-    first, *buffers = bodies.pack(((np.zeros(50_000),), {}), 0)
-    body = b"".join((first, *buffers))
+    first, rest = bodies.pack(((np.zeros(50_000),), {}), 0)
+    body = b"".join((first, *rest))
     lies = [body[:-8], body + bytes(8), b"\xf5" + body[1:5] + b"\xff" * 4 + body[9:]]
     with manager.client() as client, OwnPeer(manager.address, manager.key) as peer:
         peer.shake_hands().greet()

@@ -17,20 +17,21 @@ LARGE = numpy.arange(100_000.0)
 
 def packed(value: object, offset: int = 10) -> bytearray:
     """Return a body in one piece, behind ``offset`` bytes of something else."""
-    return bytearray(b"".join((bytes(offset), *bodies.pack(value, offset))))
+    body, rest = bodies.pack(value, offset)
+    return bytearray(b"".join((bytes(offset), body, *rest)))
 
 
 @pytest.mark.parametrize("value", [None, 7, "text", [1, (2, 3)], {"a": b"b"}])
 def test_a_value_without_arrays_is_what_the_codec_writes(value: object) -> None:
     """Nothing is put around it, so small calls stay small."""
-    assert bodies.pack(value, 10) == [codec.encode(value)]
+    assert bodies.pack(value, 10) == (codec.encode(value), ())
     assert bodies.unpack(codec.encode(value)) == value
 
 
 def test_large_arrays_are_sent_from_where_they_are() -> None:
     """The parts are views on the array's own memory."""
-    parts = bodies.pack({"a": LARGE}, 10)
-    views = [part for part in parts if isinstance(part, memoryview)]
+    _, rest = bodies.pack({"a": LARGE}, 10)
+    views = [part for part in rest if isinstance(part, memoryview)]
     assert [view.nbytes for view in views] == [LARGE.nbytes]
     assert numpy.shares_memory(numpy.frombuffer(views[0]), LARGE)
 
