@@ -318,6 +318,40 @@ def test_types_are_kept(route: MakeApp) -> None:
     assert type(next(iter(found["nested"][0]["a"][1]))) is Markup
 
 
+def test_arrays_and_frames_are_kept(route: MakeApp) -> None:
+    """numpy's and pandas' values come back as such, and can be changed in place."""
+    numpy = pytest.importorskip("numpy", reason="numpy is not installed")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame({"article": ["tea", "ü"], "price": [2.5, 4.0]})
+    frame["when"] = pandas.date_range("2024", periods=2, tz="Europe/Berlin")
+    app = route()
+    client = app.test_client()
+    found: dict[str, Any] = {}
+
+    @app.get("/fill")
+    def fill() -> str:
+        session["array"] = numpy.arange(30_000.0)
+        session["scalar"] = numpy.float32(1.5)
+        session["frame"] = frame
+        return "filled"
+
+    @app.get("/change")
+    def change() -> str:
+        session["array"][0] = 7.0
+        session.modified = True
+        return "changed"
+
+    @app.get("/look")
+    def look() -> str:
+        found.update(session)
+        return "looked"
+
+    ask(client, "/fill", "/change", "/look")
+    assert found["array"].tolist() == [7.0, *numpy.arange(1, 30_000.0)]
+    assert type(found["scalar"]) is numpy.float32
+    pandas.testing.assert_frame_equal(found["frame"], frame)
+
+
 def test_session_transaction(route: MakeApp) -> None:
     """Flask's own tool for tests reads and changes the session."""
     client = route().test_client()
