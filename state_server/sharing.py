@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -463,6 +464,9 @@ def load_objects(specification: str) -> None:
     """
     module_name, _, class_name = specification.partition(":")
     before = set(catalogue.names())
+    # What a module shared when it was imported earlier cannot be told any more: it may
+    # have been a class of another module.
+    is_new = module_name not in sys.modules
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -475,7 +479,7 @@ def load_objects(specification: str) -> None:
             shared is not None and shared.source.startswith(module_name + ".")
             for shared in map(catalogue.get, catalogue.names())
         )
-        if not shared_there and set(catalogue.names()) == before:
+        if is_new and not shared_there and set(catalogue.names()) == before:
             raise ConfigError(
                 f"The module {module_name!r} shares nothing: decorate a class with "
                 f"@share, or name one, as in {module_name}:ClassName."

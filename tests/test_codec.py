@@ -211,7 +211,12 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-@pytest.mark.parametrize("value", VALUES + ERRORS, ids=lambda value: repr(value)[:40])
+def type_name(value: object) -> str:
+    """Name a case by what is the same in every process: a set has no fixed order."""
+    return value if isinstance(value, str) else type(value).__name__
+
+
+@pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
 def test_every_type_comes_back_as_it_was(value: Any) -> None:
     """A value, alone or inside others, decodes to an equal one of the same type."""
     assert same(value, codec.decode(codec.encode(value)))
@@ -219,14 +224,14 @@ def test_every_type_comes_back_as_it_was(value: Any) -> None:
     assert same(around, codec.decode(codec.encode(around)))
 
 
-@pytest.mark.parametrize("value", VALUES + ERRORS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
 def test_what_is_written_is_a_stock_pickle(value: Any) -> None:
     """The standard library's own unpickler reads what is encoded."""
     assert same(value, pickle.loads(codec.encode(value)))
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
-@pytest.mark.parametrize("value", VALUES + ERRORS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
 def test_stock_pickles_are_read(value: Any, protocol: int) -> None:
     """What the standard library's own pickler writes for our types is decoded."""
     if "%" in str(value) and not same(value, pickle.loads(pickle.dumps(value))):
@@ -483,7 +488,7 @@ def test_allow_refuses_what_cannot_be_bounded_or_named() -> None:
         (collections.defaultdict(decimal.Decimal), "a name as argument"),
         (ValueError(Unknown()), "Unknown may not travel"),
     ],
-    ids=repr,
+    ids=type_name,
 )  # fmt: skip
 def test_what_may_not_travel_is_refused_when_it_is_encoded(
     value: Any, words: str

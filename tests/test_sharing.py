@@ -429,6 +429,20 @@ def test_module_shares_what_it_decorates(
     assert empty_catalogue.names() == ["A"]
 
 
+def test_module_that_shares_a_class_from_elsewhere_may_be_loaded_twice(
+    module_folder: Path, empty_catalogue: Catalogue
+) -> None:
+    """What it shared is not its own; the second time nothing is new, and none missed."""
+    (module_folder / "loaded_e.py").write_text(
+        "import fractions\nfrom state_server.sharing import share\n"
+        "share(fractions.Fraction, name='Shown')\n"
+    )
+    load_objects("loaded_e")
+    load_objects("loaded_e")
+
+    assert empty_catalogue.names() == ["Shown"]
+
+
 def test_class_of_a_module_is_shared_by_name(
     module_folder: Path, empty_catalogue: Catalogue
 ) -> None:

@@ -451,7 +451,7 @@ def test_stampede_computes_once(manager: ManagerProcess, tmp_path: Path) -> None
 def test_killed_computation_passes_on(manager: ManagerProcess, tmp_path: Path) -> None:
     """When who computes is killed, another does so after the lease; nobody hangs."""
     log = tmp_path / "killed.log"
-    with stampede(manager, log, 3, 5, takes_s=1.5, lease_s=2) as processes:
+    with stampede(manager, log, 3, 5, takes_s=1, lease_s=3) as processes:
         let_go(processes)
         wait_until(log.exists)
         dead = int(log.read_text())
@@ -720,7 +720,7 @@ def test_absent_manager_takes_no_page_down(
         assert cache.info() is None
         assert cache.get_or_compute("key", lambda: "made") == "made"
         assert cache.cached(60)(lambda: "made too")() == "made too"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert lines_of(caplog) == ["The cache is bypassed,"]
     assert "Unreachable" in caplog.text
 

@@ -25,29 +25,32 @@ FETCH_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 100.0
 
 
-def suite_of(package: str, file: str, request: pytest.FixtureRequest) -> Path:
+def suite_of(package: str, since: str, request: pytest.FixtureRequest) -> Path:
     """Return the tests of the installed release of a package.
 
     Fetched once for each checkout, and kept among pytest's own things. Skips the test,
-    and says why, when the package is not installed, when its source cannot be had, or
-    when its tests are others: they have no ``file``.
+    and says why, when the package is not installed, when the release is older than
+    ``since``, whose tests these are, or when its source cannot be had.
     """
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed")
+    if _numbers(version) < _numbers(since):
+        pytest.skip(f"{package} {version} has other tests than {since}")
     kept = request.config.cache
     if kept is not None:
         folder = kept.mkdir("sdists")
     else:
         folder = request.getfixturevalue("tmp_path")
-    tests = _source_of(package, folder) / "tests"
-    if not (tests / file).exists():
-        pytest.skip(f"the installed release of {package} has another suite")
-    return tests
+    return _source_of(package, version, folder) / "tests"
 
 
-def _source_of(package: str, cache: Path) -> Path:
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"{package} is not installed")
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2]]
+
+
+def _source_of(package: str, version: str, cache: Path) -> Path:
     name = package.replace("-", "_")
     folder = cache / f"{name}-{version}"
     if folder.is_dir():
