@@ -7,30 +7,24 @@ all. What each figure means stands in the README of this folder.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import secrets
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .callers import Target, serve_caller, serve_crowd
+from .disks import Redis, redis_missing
+from .kept import COMMON_KEY
 from .lines import connect_own, connect_stock
-from .load import (
-    Count,
-    Worker,
-    allow_many_descriptors,
-    serve_caller,
-    serve_generator,
-)
+from .load import Count, Timed, Worker, allow_many_descriptors, serve_generator
+from .report import Expectation, Figures, Machine, Report, parser, percentile
 from .servers import Server
 
+TITLE = "Calls that are not durable"
 CAVEAT = """\
 Clients and servers share the processors of this machine, and the method does next to
 nothing: the figures are the cost of a call, not of your work. The rivals run with their
@@ -46,9 +40,15 @@ WAYS = {
     "ours, stock client": ("ours", "our manager, stock client"),
 }
 LINES = {"echo": "echo", "stock": "stock", "ours": "own", "ours, stock client": "stock"}
+REDIS = "redis-py"
+LABELS = {
+    **{way: label for way, (_, label) in WAYS.items()},
+    REDIS: "Redis that keeps nothing, redis-py",
+}
 
 CONNECTIONS_FEW, CONNECTIONS_MANY = 16, 1000
 PACED_CONNECTIONS = 33
+PROCESSES = (1, 4, 16)
 
 
 class Plan(NamedTuple):
@@ -63,29 +63,11 @@ class Plan(NamedTuple):
     sleep_rate: float
     compute_s: float
     compute_rate: float
+    crowd_s: float
 
 
-FULL = Plan(5, 3000, 300, 1.0, 1.5, 1.0, 2000.0, 2.0, 200.0)
-QUICK = Plan(2, 1500, 200, 0.5, 0.7, 1.0, 2000.0, 1.0, 200.0)
-
-
-class Expectation(NamedTuple):
-    """A ratio or a difference, round by round, and what it is hoped to be."""
-
-    text: str
-    values: list[float]
-    unit: str
-    least: float | None = None
-    most: float | None = None
-
-    def outcome(self) -> str:
-        """Say whether the median is as expected, or nothing if nothing was."""
-        middle = statistics.median(self.values)
-        if self.least is not None:
-            return f"at least {self.least:g}: {'yes' if middle >= self.least else 'NO'}"
-        if self.most is not None:
-            return f"at most {self.most:g}: {'yes' if middle <= self.most else 'NO'}"
-        return ""
+FULL = Plan(5, 3000, 300, 1.0, 1.5, 1.0, 2000.0, 2.0, 200.0, 0.7)
+QUICK = Plan(2, 1500, 200, 0.5, 0.7, 1.0, 2000.0, 1.0, 200.0, 0.3)
 
 
 class Bench:
@@ -101,14 +83,15 @@ class Bench:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
         )
         self._key = secrets.token_hex(32)
+        self._tcp = tcp
         self._servers: dict[str, Server] = {}
         for kind in ("echo", "stock", "ours"):
             server = Server(kind, self._folder, self._key, self._server_cpus, tcp=tcp)
             stack.callback(server.stop)
             self._servers[kind] = server
         self._counters: dict[str, Callable[[], int]] = self._connect_counters()
-        #: figure → way → one value for each round
-        self.figures: dict[str, dict[str, list[float]]] = {}
+        self.figures = Figures()
+        self.redis_version = ""
 
     def _connect_counters(self) -> dict[str, Callable[[], int]]:
         stock: Any = connect_stock(self._servers["stock"].address, self._key.encode())
@@ -116,10 +99,7 @@ class Bench:
         self._stack.callback(own.close)
         proxy = stock.Bench()
         # The proxy dies with its reference, and with the last proxy the stock object.
-        return {"stock": lambda: proxy.query(), "ours": own.get("Bench").query}
-
-    def _note(self, figure: str, way: str, value: float) -> None:
-        self.figures.setdefault(figure, {}).setdefault(way, []).append(value)
+        return {"stock": lambda: proxy.read(), "ours": own.get("Bench").read}
 
     def _say(self, text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
@@ -129,20 +109,19 @@ class Bench:
     def one_caller(self) -> None:
         """One process calls, one call after another."""
         plan = self._plan
-        addresses = {way: self._servers[WAYS[way][0]].address for way in WAYS}
-        worker = Worker(self._caller_cpus, serve_caller, addresses, self._key.encode())
+        targets = {way: self._target(way) for way in WAYS}
+        worker = Worker(self._caller_cpus, serve_caller, targets, self._key.encode())
         try:
             for turn in range(plan.rounds):
                 self._say(f"one caller, round {turn + 1} of {plan.rounds}")
                 for way in WAYS:
                     times = worker.ask(way, plan.calls, plan.calls_unmeasured)
-                    microseconds = sorted(1e6 * seconds for seconds in times)
-                    for name, share in (("median", 0.5), ("p90", 0.9), ("p99", 0.99)):
-                        value = percentile(microseconds, share)
-                        self._note(f"one caller, {name}, µs", way, value)
-                    self._note("one caller, max, µs", way, microseconds[-1])
+                    self.figures.note_times("one caller", way, times)
         finally:
             worker.stop()
+
+    def _target(self, way: str) -> Target:
+        return Target(LINES[way], self._servers[WAYS[way][0]].address)
 
     # Many callers --------------------------------------------------------------------
 
@@ -176,17 +155,13 @@ class Bench:
         count: Count = worker.ask("count", seconds)
         cpu_s = server.cpu_s() - cpu_before
         if counter is not None:
-            given = counter() - number_before - 1
-            if given != count.all_calls:
-                print(
-                    f"NOTE: {WAYS[way][1]}: {count.all_calls} calls were answered, the "
-                    f"object counted {given}.",
-                    file=sys.stderr,
-                )
-        self._note(f"{name}, calls per second", way, count.calls / count.seconds)
-        self._note(f"{name}, server CPU per call, µs", way, 1e6 * cpu_s / count.calls)
+            given = counter() - number_before
+            self.figures.compare_counts(LABELS[way], count.all_calls, given)
+        note = self.figures.note
+        note(f"{name}, calls per second", way, count.calls / count.seconds)
+        note(f"{name}, server CPU per call, µs", way, 1e6 * cpu_s / count.calls)
         share = 100 * count.waiting
-        self._note(f"{name}, looks of the generator that found none, %", way, share)
+        note(f"{name}, looks of the generator that found none, %", way, share)
 
     # Others, while a method takes long -----------------------------------------------
 
@@ -220,42 +195,81 @@ class Bench:
         when = f"while a method {method}s" if during else f"control of {method}"
         for name, share in (("median", 0.5), ("p99", 0.99), ("p99.9", 0.999)):
             value = percentile(milliseconds, share)
-            self._note(f"others, {when}, {name}, ms", way, value)
+            self.figures.note(f"others, {when}, {name}, ms", way, value)
+
+    # Callers as users have them ------------------------------------------------------
+
+    def crowds(self) -> None:
+        """Processes call in a closed loop, each with a real client of its own."""
+        targets = {way: self._target(way) for way in ("stock", "ours")}
+        with ExitStack() as stack:
+            counters = dict(self._counters)
+            reason = redis_missing(package=True)
+            if self._tcp:
+                reason = "only its Unix socket is measured"
+            if reason:
+                self._say(f"Redis is left out: {reason}.")
+            else:
+                redis = Redis(self._folder, self._server_cpus, durable=False)
+                stack.callback(redis.stop)
+                self.redis_version = redis.version()
+                targets[REDIS] = Target("redis", redis.address)
+                counters[REDIS] = lambda: redis.number(COMMON_KEY)
+            most = max(PROCESSES)
+            key = self._key.encode()
+            crowd = Worker(self._caller_cpus, serve_crowd, targets, key, most)
+            stack.callback(crowd.stop)
+            for callers in PROCESSES:
+                for turn in range(self._plan.rounds):
+                    self._say(
+                        f"{processes(callers)}, round {turn + 1} of {self._plan.rounds}"
+                    )
+                    for way in targets:
+                        self._time_crowd(callers, way, crowd, counters[way])
+
+    def _time_crowd(
+        self, callers: int, way: str, crowd: Worker, counter: Callable[[], int]
+    ) -> None:
+        before = counter()
+        timed: Timed = crowd.ask(way, callers, self._plan.crowd_s)
+        given = counter() - before
+        self.figures.compare_counts(LABELS[way], timed.all_calls, given)
+        name = processes(callers)
+        rate = timed.calls / timed.seconds
+        self.figures.note(f"{name}, calls per second", way, rate)
+        self.figures.note_times(name, way, timed.times)
 
     # What follows --------------------------------------------------------------------
 
     def expectations(self) -> list[Expectation]:
         """Return the ratios, round by round."""
+        figures = self.figures
         few = f"{CONNECTIONS_FEW:,} connections, calls per second"
         many = f"{CONNECTIONS_MANY:,} connections, calls per second"
         one = "one caller, median, µs"
         slept, control = (
-            self.figures[f"others, {when}, p99.9, ms"]["ours"]
+            figures.values[f"others, {when}, p99.9, ms"]["ours"]
             for when in ("while a method sleeps", "control of sleep")
         )
-        return [
+        lines = [
             Expectation(
                 f"capacity, {CONNECTIONS_FEW} connections: ours / stock",
-                self._ratios(few, "ours", "stock"),
-                "x",
+                figures.ratios(few, "ours", "stock"),
                 least=4,
             ),
             Expectation(
                 f"capacity, {CONNECTIONS_MANY:,} connections: ours / stock",
-                self._ratios(many, "ours", "stock"),
-                "x",
+                figures.ratios(many, "ours", "stock"),
                 least=10,
             ),
             Expectation(
                 "one caller, median: ours / echo",
-                self._ratios(one, "ours", "echo"),
-                "x",
+                figures.ratios(one, "ours", "echo"),
                 most=1.7,
             ),
             Expectation(
                 "one caller, median: stock / ours",
-                self._ratios(one, "stock", "ours"),
-                "x",
+                figures.ratios(one, "stock", "ours"),
                 least=1.3,
             ),
             Expectation(
@@ -266,136 +280,93 @@ class Bench:
             ),
             Expectation(
                 "others while a method computes, median: ours",
-                self.figures["others, while a method computes, median, ms"]["ours"],
+                figures.values["others, while a method computes, median, ms"]["ours"],
                 "ms",
                 most=3,
             ),
             Expectation(
                 f"capacity, {CONNECTIONS_FEW} connections: ours / echo",
-                self._ratios(few, "ours", "echo"),
-                "x",
+                figures.ratios(few, "ours", "echo"),
             ),
             Expectation(
                 f"capacity, {CONNECTIONS_FEW} connections: ours with stock client / "
                 "stock",
-                self._ratios(few, "ours, stock client", "stock"),
-                "x",
+                figures.ratios(few, "ours, stock client", "stock"),
             ),
             Expectation(
                 f"capacity, {CONNECTIONS_MANY:,} connections: ours with stock client / "
                 "stock",
-                self._ratios(many, "ours, stock client", "stock"),
-                "x",
+                figures.ratios(many, "ours, stock client", "stock"),
             ),
             Expectation(
                 "one caller, median: stock / ours with stock client",
-                self._ratios(one, "stock", "ours, stock client"),
-                "x",
+                figures.ratios(one, "stock", "ours, stock client"),
             ),
         ]
-
-    def _ratios(self, figure: str, way: str, other: str) -> list[float]:
-        values = self.figures[figure]
-        return [a / b for a, b in zip(values[way], values[other], strict=True)]
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest of the sorted values that ``share`` of them do not exceed."""
-    return values[max(0, -int(-share * len(values) // 1) - 1)]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return the median and, in brackets, the least and the most."""
-    middle, least, most = statistics.median(values), min(values), max(values)
-    digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
-    return f"{middle:,.{digits}f} ({least:,.{digits}f}-{most:,.{digits}f})"
+        for callers in PROCESSES:
+            figure = f"{processes(callers)}, calls per second"
+            for rival in ("stock", REDIS):
+                if figures.has(figure, rival):
+                    lines.append(
+                        Expectation(
+                            f"{processes(callers)}, calls: ours / {rival}",
+                            figures.ratios(figure, "ours", rival),
+                            least=4 if (callers, rival) == (16, "stock") else None,
+                        )
+                    )
+        return lines
 
 
-def facts(tcp: bool, apart: bool) -> dict[str, str]:
-    """Return what has to be known of the machine."""
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "Python": platform.python_version(),
-        "processors": str(len(os.sched_getaffinity(0))),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "busy before": f"{busy_share():.0%} of the processors, with other things",
-        "placement": "callers and servers apart" if apart else "the system's",
-        "sockets": "TCP, 127.0.0.1" if tcp else "Unix",
-    }
-
-
-def busy_share() -> float:
-    """Return which share of the processors is in use at this moment."""
-
-    def read() -> tuple[int, int]:
-        # user, nice, system, idle, waiting for disks, … (proc_stat(5))
-        values = [int(text) for text in Path("/proc/stat").read_text().split()[1:9]]
-        return sum(values), values[3] + values[4]
-
-    total_before, idle_before = read()
-    time.sleep(1.0)
-    total, idle = read()
-    return 1 - (idle - idle_before) / (total - total_before)
-
-
-def report(bench: Bench, machine: dict[str, str]) -> None:
-    """Print what was found."""
-    print(CAVEAT)
-    print()
-    machine["busy after"] = f"{busy_share():.0%} of the processors, with other things"
-    for name, value in machine.items():
-        print(f"{name + ':':13} {value}")
-    print("\nEach figure: median over the rounds (least-most).\n")
-    for figure, ways in bench.figures.items():
-        print(figure)
-        for way, values in ways.items():
-            print(f"    {WAYS[way][1]:30} {spread(values):>28}")
-    print("\nRatios, round by round: median (least-most), and what was expected.\n")
-    for line in bench.expectations():
-        value = f"{spread(line.values)} {line.unit}"
-        print(f"{line.text:68} {value:>24}  {line.outcome()}".rstrip())
+def processes(callers: int) -> str:
+    """Return what so many callers with real clients are called in a figure."""
+    return f"{callers} client process{'es' if callers > 1 else ''}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run everything and print it."""
-    parser = argparse.ArgumentParser(prog="benchmarks.calls", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="a rough look, under a minute"
-    )
-    parser.add_argument(
+    options_parser = parser("calls", __doc__)
+    options_parser.add_argument(
         "--tcp", action="store_true", help="TCP instead of Unix sockets"
     )
-    parser.add_argument(
+    options_parser.add_argument(
         "--apart",
         action="store_true",
         help="callers on the last processor alone, servers on the others",
     )
-    parser.add_argument("--rounds", type=int, help="how many rounds of each figure")
-    parser.add_argument("--json", metavar="FILE", help="write every round's figures")
-    options = parser.parse_args(arguments)
+    options = options_parser.parse_args(arguments)
     plan = QUICK if options.quick else FULL
     if options.rounds is not None:
         plan = plan._replace(rounds=max(1, options.rounds))
     if options.apart and len(os.sched_getaffinity(0)) < 2:
-        parser.error("--apart needs two processors")
-    machine = facts(options.tcp, options.apart)
+        options_parser.error("--apart needs two processors")
+    machine = Machine(
+        {
+            "placement": "callers and servers apart"
+            if options.apart
+            else "the system's",
+            "sockets": "TCP, 127.0.0.1" if options.tcp else "Unix",
+        }
+    )
     allow_many_descriptors()
     with ExitStack() as stack:
         bench = Bench(plan, stack, tcp=options.tcp, apart=options.apart)
         bench.one_caller()
         bench.capacity(CONNECTIONS_FEW, plan.few_s)
+        bench.crowds()
         bench.others()
         bench.capacity(CONNECTIONS_MANY, plan.many_s)
-    report(bench, machine)
-    if options.json:
-        document = {
-            "machine": machine,
-            "plan": plan._asdict(),
-            "figures": bench.figures,
-            "ratios": {line.text: line.values for line in bench.expectations()},
-        }
-        Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
-    return 0
+    machine.end()
+    machine.facts["Redis"] = bench.redis_version or "left out"
+    return Report(
+        "calls",
+        TITLE,
+        CAVEAT,
+        plan._asdict(),
+        machine,
+        LABELS,
+        bench.figures,
+        bench.expectations(),
+    ).publish(options)
 
 
 if __name__ == "__main__":

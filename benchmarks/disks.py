@@ -12,21 +12,31 @@ import socket
 import sqlite3
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
+
+from state_server import wire
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
-#: The options that make Redis keep each write, and nothing that costs it more.
-REDIS_OPTIONS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+#: The options that make Redis keep each write, and nothing that costs it more; and
+#: those that make it keep none.
+_KEPT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+_FORGOTTEN = ("--appendonly", "no", "--save", "")
 
 
 class SqliteCounter:
-    """A number in SQLite; each call of ``next`` is one transaction on disk."""
+    """A number in SQLite; each call that changes it is one transaction on disk.
 
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None)
+    ``busy_timeout_s``: how long to wait for the transactions of other processes.
+    """
+
+    def __init__(self, path: Path, busy_timeout_s: float = 5.0) -> None:
+        self._connection = sqlite3.connect(
+            path, timeout=busy_timeout_s, isolation_level=None
+        )
         execute = self._connection.execute
         (mode,) = execute("pragma journal_mode = wal").fetchone()
         if mode != "wal":
@@ -36,12 +46,20 @@ class SqliteCounter:
             "create table if not exists counters "
             "(id integer primary key, number integer not null)"
         )
-        execute("insert or ignore into counters values (1, 0)")
+        if execute("select count(*) from counters").fetchone() == (0,):
+            execute("insert or ignore into counters values (1, 0)")
         self._execute = execute
 
     def add(self) -> None:
         """Add one, and have it on disk."""
         self._execute("update counters set number = number + 1 where id = 1")
+
+    def add_among_others(self) -> None:
+        """Add one while other processes do the same, and have it on disk."""
+        # The lock at the beginning, which is what the busy timeout waits for.
+        self._execute("begin immediate")
+        self.add()
+        self._execute("commit")
 
     def read(self) -> int:
         """Return the number."""
@@ -58,29 +76,39 @@ class SqliteCounter:
         self._connection.close()
 
 
-def redis_command() -> str | None:
-    """Return the path of redis-server, or ``None`` when it is not installed."""
-    return shutil.which("redis-server")
+def redis_missing(package: bool = False) -> str:
+    """Return why Redis cannot be compared, or nothing if it can.
+
+    ``package``: whether the Python client is needed as well.
+    """
+    if shutil.which("redis-server") is None:
+        return "there is no redis-server on the PATH (Debian: apt install redis-server)"
+    if package and find_spec("redis") is None:
+        return "the Python package redis is missing (pip install -e '.[bench]')"
+    return ""
 
 
 class Redis:
-    """A Redis server of our own, on a Unix socket, that syncs before it answers."""
+    """A Redis server of our own, on a Unix socket.
+
+    ``durable``: whether it syncs before it answers; otherwise it keeps nothing.
+    """
 
     kind = "redis"
 
-    def __init__(self, command: str, folder: Path, cpus: set[int]) -> None:
-        home = folder / "redis"
+    def __init__(self, folder: Path, cpus: set[int], *, durable: bool = True) -> None:
+        home = folder / ("redis" if durable else "redis-in-memory")
         home.mkdir()
-        self.path = home / "redis.sock"
+        self.address = wire.Address(path=str(home / "redis.sock"))
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)
         with (home / "log").open("w") as log:
             self._process = subprocess.Popen(
                 [
-                    command,
-                    *("--port", "0", "--unixsocket", str(self.path)),
+                    "redis-server",
+                    *("--port", "0", "--unixsocket", str(self.address.path)),
                     *("--dir", str(home), "--daemonize", "no"),
-                    *REDIS_OPTIONS,
+                    *(_KEPT if durable else _FORGOTTEN),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -99,7 +127,7 @@ class Redis:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(5.0)
             try:
-                peer.connect(str(self.path))
+                peer.connect(str(self.address.path))
                 peer.sendall(resp(*words))
                 return peer.recv(4096)
             except OSError:

@@ -7,8 +7,6 @@ this folder.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import secrets
 import sqlite3
@@ -19,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from state_server import image, wire
 from state_server.store import SqliteStore, StoredRow
 
-from .calls import Expectation, busy_share, facts, percentile, spread
-from .disks import Redis, file_system, redis_command, sync_times
+from .callers import Target, serve_crowd
+from .calls import processes
+from .disks import Redis, SqliteCounter, file_system, redis_missing, sync_times
 from .kept import COMMON_KEY, Counter
 from .lines import connect_own, own_key
 from .load import (
@@ -35,8 +34,10 @@ from .load import (
     serve_commits,
     serve_generator,
 )
+from .report import Expectation, Figures, Machine, Report, parser, percentile
 from .servers import Server
 
+TITLE = "Durable calls"
 CAVEAT = """\
 Callers, servers and the disk are shared by everything on this machine. Every call is on
 disk before its answer leaves, in every way that is compared; ours keeps the reply as
@@ -45,14 +46,19 @@ syncs quickly, the interpreter is what is measured, where slowly, the sharing of
 look at the time of a sync before you compare machines."""
 
 CALLERS = (1, 8, 32, 128)
+PROCESSES = (1, 8, 32)
 
 COMMON, EACH, SQLITE, REDIS, BARE = "common", "each", "sqlite", "redis", "bare"
+#: What client processes call besides ours.
+SQLITE_EACH, REDIS_PY = "sqlite each", "redis-py"
 WAYS = {
     COMMON: "ours, all call one object",
     EACH: "ours, each calls its own",
     SQLITE: "SQLite server, one transaction a call",
     REDIS: "Redis, appendfsync always",
     BARE: "SQLite alone, no server, no callers",
+    SQLITE_EACH: "SQLite, each process has a connection",
+    REDIS_PY: "Redis, appendfsync always, redis-py",
 }
 
 _KILLED_CALLERS = 32
@@ -71,10 +77,11 @@ class Plan(NamedTuple):
     rows: int
     row_bytes: int
     puts_s: float
+    crowd_s: float
 
 
-FULL = Plan(9, 0.4, 1_000_000, 5, 20_000, 5, 100_000, 1000, 0.4)
-QUICK = Plan(3, 0.25, 20_000, 2, 5_000, 2, 10_000, 1000, 0.2)
+FULL = Plan(7, 0.4, 1_000_000, 5, 20_000, 5, 100_000, 1000, 0.4, 0.4)
+QUICK = Plan(2, 0.2, 20_000, 2, 5_000, 2, 10_000, 1000, 0.2, 0.2)
 
 
 class Bench:
@@ -86,19 +93,16 @@ class Bench:
         self._folder = folder
         self._cpus = os.sched_getaffinity(0)
         self._key = secrets.token_hex(32)
-        #: figure → way → one value for each round
-        self.figures: dict[str, dict[str, list[float]]] = {}
+        self.figures = Figures()
         self.redis_version = ""
-
-    def _note(self, figure: str, way: str, value: float) -> None:
-        self.figures.setdefault(figure, {}).setdefault(way, []).append(value)
 
     def _say(self, text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
     def _ours(self, folder: Path) -> Server:
         folder.mkdir(exist_ok=True)
-        return Server("ours", folder, self._key, self._cpus, objects="benchmarks.kept")
+        objects = ("benchmarks.kept",)
+        return Server("ours", folder, self._key, self._cpus, objects=objects)
 
     def _generator(self, kind: str, address: wire.Address, callers: int) -> Worker:
         key = self._key.encode()
@@ -126,25 +130,22 @@ class Bench:
                 COMMON: lambda _: own_sum([COMMON_KEY]),
                 EACH: lambda callers: own_sum([own_key(n) for n in range(callers)]),
             }
-            command = redis_command()
-            if command is None:
-                print(
-                    "Redis is left out: there is no redis-server on the PATH (Debian: "
-                    "apt-get install redis-server).",
-                    file=sys.stderr,
-                )
+            reason = redis_missing()
+            if reason:
+                self._say(f"Redis is left out: {reason}.")
             else:
-                redis = Redis(command, self._folder, self._cpus)
+                redis = Redis(self._folder, self._cpus)
                 stack.callback(redis.stop)
                 self.redis_version = redis.version()
                 servers[REDIS] = redis
-                addresses[REDIS] = wire.Address(path=str(redis.path))
+                addresses[REDIS] = redis.address
                 numbers[REDIS] = lambda _: redis.number(COMMON_KEY)
             path = str(self._folder / "bare.db")
             bare = Worker(self._cpus, serve_commits, path)
             stack.callback(bare.stop)
             for callers in CALLERS:
                 self._calls_of(callers, servers, addresses, numbers, bare)
+            self._crowds(stack, addresses, numbers)
 
     def _calls_of(
         self,
@@ -169,26 +170,57 @@ class Bench:
                     cpu_before = servers[way].cpu_s()
                     timed: Timed = worker.ask("time", self._plan.seconds)
                     cpu_s = servers[way].cpu_s() - cpu_before
-                    if number and number(callers) - before != timed.all_calls:
-                        print(
-                            f"NOTE: {WAYS[way]}: {timed.all_calls} calls were "
-                            f"answered, {number(callers) - before} were counted.",
-                            file=sys.stderr,
-                        )
+                    if number:
+                        given = number(callers) - before
+                        self.figures.compare_counts(WAYS[way], timed.all_calls, given)
                     self._note_timed(name, way, timed)
                     figure = f"{name}, server CPU per call, µs"
-                    self._note(figure, way, 1e6 * cpu_s / timed.calls)
+                    self.figures.note(figure, way, 1e6 * cpu_s / timed.calls)
                 self._note_timed(name, BARE, bare.ask(self._plan.seconds))
         finally:
             for worker in workers.values():
                 worker.stop()
 
     def _note_timed(self, name: str, way: str, timed: Timed) -> None:
-        times = sorted(1e6 * seconds for seconds in timed.times)
-        self._note(f"{name}, calls per second", way, timed.calls / timed.seconds)
-        self._note(f"{name}, median, µs", way, percentile(times, 0.5))
-        self._note(f"{name}, p99, µs", way, percentile(times, 0.99))
-        self._note(f"{name}, max, µs", way, times[-1])
+        rate = timed.calls / timed.seconds
+        self.figures.note(f"{name}, calls per second", way, rate)
+        self.figures.note_times(name, way, timed.times)
+
+    # Callers as users have them ------------------------------------------------------
+
+    def _crowds(
+        self,
+        stack: ExitStack,
+        addresses: dict[str, wire.Address],
+        numbers: dict[str, Callable[[int], int]],
+    ) -> None:
+        """Processes call in a closed loop, each with a real client of its own."""
+        sqlite = SqliteCounter(self._folder / "crowd.db")
+        stack.callback(sqlite.close)
+        path = wire.Address(path=str(self._folder / "crowd.db"))
+        targets = {way: Target(way, addresses[way]) for way in (COMMON, EACH)}
+        targets[SQLITE_EACH] = Target("sqlite", path)
+        counters = {way: numbers[way] for way in (COMMON, EACH)}
+        counters[SQLITE_EACH] = lambda _: sqlite.read()
+        reason = redis_missing(package=True)
+        if REDIS in addresses and not reason:
+            targets[REDIS_PY] = Target("redis", addresses[REDIS])
+            counters[REDIS_PY] = numbers[REDIS]
+        elif reason:
+            self._say(f"Redis with redis-py is left out: {reason}.")
+        most = max(PROCESSES)
+        crowd = Worker(self._cpus, serve_crowd, targets, self._key.encode(), most)
+        stack.callback(crowd.stop)
+        for callers in PROCESSES:
+            name = processes(callers)
+            for turn in range(self._plan.rounds):
+                self._say(f"{name}, round {turn + 1} of {self._plan.rounds}")
+                for way, counter in counters.items():
+                    before = counter(callers)
+                    timed: Timed = crowd.ask(way, callers, self._plan.crowd_s)
+                    given = counter(callers) - before
+                    self.figures.compare_counts(WAYS[way], timed.all_calls, given)
+                    self._note_timed(name, way, timed)
 
     # Many objects on disk ------------------------------------------------------------
 
@@ -206,9 +238,11 @@ class Bench:
                 server = self._ours(where)
                 try:
                     ready_s = time.perf_counter() - started
-                    self._note("start until ready, s", way, ready_s)
+                    self.figures.note("start until ready, s", way, ready_s)
                     mebibytes = server.resident_bytes() / 2**20
-                    self._note("memory of the process when ready, MiB", way, mebibytes)
+                    self.figures.note(
+                        "memory of the process when ready, MiB", way, mebibytes
+                    )
                     if where is folder:
                         self._bring(server, turn)
                 finally:
@@ -229,8 +263,8 @@ class Bench:
             grown = (server.resident_bytes() - before) / count
         finally:
             client.close()
-        self._note("memory of an object brought back, bytes", "ours", grown)
-        self._note("first call of a stored object, mean, µs", "ours", each_us)
+        self.figures.note("memory of an object brought back, bytes", "ours", grown)
+        self.figures.note("first call of a stored object, mean, µs", "ours", each_us)
 
     # Killed under load ---------------------------------------------------------------
 
@@ -264,13 +298,14 @@ class Bench:
             worker.stop()
             client.close()
         if not timed.calls <= after - before <= timed.calls + _KILLED_CALLERS:
-            print(
-                f"NOTE: {timed.calls} calls were answered before the kill, and "
-                f"{after - before} are on disk.",
-                file=sys.stderr,
+            self.figures.doubts.append(
+                f"{timed.calls} calls were answered before the kill, {after - before} "
+                "are on disk."
             )
-        self._note("restart after kill -9 until ready, s", "ours", ready_s)
-        self._note("restart after kill -9 until first answer, s", "ours", answered_s)
+        self.figures.note("restart after kill -9 until ready, s", "ours", ready_s)
+        self.figures.note(
+            "restart after kill -9 until first answer, s", "ours", answered_s
+        )
         return server
 
     # Journal mode --------------------------------------------------------------------
@@ -310,48 +345,42 @@ class Bench:
                 commit = 1e6 * statistics.median(timed.times)
                 figure = "journal mode, median less a bare commit, µs"
                 for way, median in medians.items():
-                    self._note(figure, way, median - commit)
+                    self.figures.note(figure, way, median - commit)
 
     # What follows --------------------------------------------------------------------
 
     def expectations(self) -> list[Expectation]:
         """Return the ratios, round by round."""
+        figures = self.figures
         lines = []
-        for callers in CALLERS:
-            name = f"{_callers(callers)}, calls per second"
+        sizes = [(_callers(each), each, SQLITE, REDIS) for each in CALLERS]
+        sizes += [(processes(each), each, SQLITE_EACH, REDIS_PY) for each in PROCESSES]
+        for name, callers, sqlite, redis in sizes:
+            figure = f"{name}, calls per second"
             for way in (COMMON, EACH):
-                for rival, least in ((SQLITE, 4), (BARE, None), (REDIS, 1.2)):
-                    if rival in self.figures[name]:
-                        text = f"{_callers(callers)}, calls: {_SHORT[way]} / "
-                        values = self._ratios(name, way, rival)
+                for rival, least in ((sqlite, 4), (BARE, None), (redis, 1.2)):
+                    if figures.has(figure, rival):
+                        text = f"{name}, calls: {_SHORT[way]} / {_SHORT[rival]}"
+                        values = figures.ratios(figure, way, rival)
                         expected = least if callers == 32 else None
-                        text += _SHORT[rival]
-                        lines.append(Expectation(text, values, "x", least=expected))
-        for figure, most in (("median", 1.3), ("p99", None)):
-            name = f"{_callers(1)}, {figure}, µs"
+                        lines.append(Expectation(text, values, least=expected))
+        for quantile, most in (("median", 1.3), ("p99", None)):
+            figure = f"{_callers(1)}, {quantile}, µs"
             for rival in (BARE, SQLITE, REDIS):
-                if rival in self.figures[name]:
-                    lines.append(
-                        Expectation(
-                            f"1 caller, {figure}: ours / {_SHORT[rival]}",
-                            self._ratios(name, COMMON, rival),
-                            "x",
-                            most=most if rival == BARE else None,
-                        )
-                    )
-        starts = self.figures["start until ready, s"]
+                if figures.has(figure, rival):
+                    text = f"1 caller, {quantile}: ours / {_SHORT[rival]}"
+                    values = figures.ratios(figure, COMMON, rival)
+                    expected = most if rival == BARE else None
+                    lines.append(Expectation(text, values, most=expected))
+        starts = figures.values["start until ready, s"]
         many = next(way for way in starts if way != "nothing stored")
         lines.append(Expectation(f"start, {many}", starts[many], "s", most=1))
-        less = self.figures["journal mode, median less a bare commit, µs"]
+        less = figures.values["journal mode, median less a bare commit, µs"]
         large = next(iter(less))
         thousandths = [value / 1000 for value in less[large]]
         text = f"journal mode, {large}: median less a bare commit"
         lines.append(Expectation(text, thousandths, "ms", most=1))
         return lines
-
-    def _ratios(self, figure: str, way: str, other: str) -> list[float]:
-        values = self.figures[figure]
-        return [a / b for a, b in zip(values[way], values[other], strict=True)]
 
 
 _SHORT = {
@@ -360,6 +389,8 @@ _SHORT = {
     SQLITE: "SQLite server",
     BARE: "SQLite alone",
     REDIS: "Redis",
+    SQLITE_EACH: "SQLite",
+    REDIS_PY: "redis-py",
 }
 
 
@@ -387,67 +418,42 @@ def _store_many(folder: Path, count: int) -> None:
         store.close()
 
 
-def report(bench: Bench, machine: dict[str, str]) -> None:
-    """Print what was found."""
-    print(CAVEAT)
-    print()
-    machine["busy after"] = f"{busy_share():.0%} of the processors, with other things"
-    for name, value in machine.items():
-        print(f"{name + ':':13} {value}")
-    print("\nEach figure: median over the rounds (least-most).\n")
-    for figure, ways in bench.figures.items():
-        print(figure)
-        for way, values in ways.items():
-            print(f"    {WAYS.get(way, way):40} {spread(values):>28}")
-    print("\nRatios, round by round: median (least-most), and what was expected.\n")
-    for line in bench.expectations():
-        value = f"{spread(line.values)} {line.unit}"
-        print(f"{line.text:60} {value:>24}  {line.outcome()}".rstrip())
-    missed = [line.text for line in bench.expectations() if "NO" in line.outcome()]
-    print(f"\nExpected and missed: {'; '.join(missed) or 'nothing'}.")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run everything and print it."""
-    parser = argparse.ArgumentParser(prog="benchmarks.durable", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="a rough look, under a minute"
-    )
-    parser.add_argument("--rounds", type=int, help="how many rounds of each figure")
-    parser.add_argument(
+    options_parser = parser("durable", __doc__)
+    options_parser.add_argument(
         "--folder",
         metavar="FOLDER",
         help="where the files are written for as long as it runs, to choose the disk",
     )
-    parser.add_argument("--json", metavar="FILE", help="write every round's figures")
-    options = parser.parse_args(arguments)
+    options = options_parser.parse_args(arguments)
     plan = QUICK if options.quick else FULL
     if options.rounds is not None:
         plan = plan._replace(rounds=max(1, options.rounds))
-    machine = facts(tcp=False, apart=False)
-    machine["SQLite"] = sqlite3.sqlite_version
+    machine = Machine({"SQLite": sqlite3.sqlite_version})
     allow_many_descriptors()
     with ExitStack() as stack:
         made = tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder)
         folder = Path(stack.enter_context(made))
-        machine |= _disk_facts(folder)
+        machine.facts |= _disk_facts(folder)
         bench = Bench(plan, stack, folder)
         bench.calls()
         bench.journal()
         bench.killed()
         bench.stored()
-        machine |= _disk_facts(folder, "after")
-    machine["Redis"] = bench.redis_version or "left out: not installed"
-    report(bench, machine)
-    if options.json:
-        document: dict[str, Any] = {
-            "machine": machine,
-            "plan": plan._asdict(),
-            "figures": bench.figures,
-            "ratios": {line.text: line.values for line in bench.expectations()},
-        }
-        Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
-    return 0
+        machine.facts |= _disk_facts(folder, "after")
+    machine.end()
+    machine.facts["Redis"] = bench.redis_version or "left out"
+    return Report(
+        "durable",
+        TITLE,
+        CAVEAT,
+        plan._asdict(),
+        machine,
+        WAYS,
+        bench.figures,
+        bench.expectations(),
+    ).publish(options)
 
 
 def _disk_facts(folder: Path, when: str = "before") -> dict[str, str]:

@@ -11,7 +11,7 @@ import pickle
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Client as StockConnection
 from multiprocessing.managers import BaseManager
@@ -154,12 +154,30 @@ def call_frame(
     return wire.framed(wire.pack_call(number, CALL_TIMEOUT_S, boot_id, target, body))
 
 
+def echo_call(address: wire.Address) -> Callable[[], None]:
+    """Connect to the echo server; return a function that sends and gets back a frame.
+
+    The frame has the size of our own call.
+    """
+    line = EchoLine(address)
+    frame, peer = line.request(), line.socket
+
+    def call() -> None:
+        peer.sendall(frame)
+        missing = len(frame)
+        while missing:
+            missing -= len(peer.recv(missing))
+
+    return call
+
+
 class BenchManager(BaseManager):
     """A stock client."""
 
 
 BenchManager.register("Bench")
 BenchManager.register("Slow")
+BenchManager.register("Echo")
 
 
 def connect_stock(address: wire.Address, key: bytes) -> BenchManager:

@@ -1,4 +1,4 @@
-"""The processes that call: one call after another, or many at once.
+"""The processes that put load on a server, with frames built beforehand.
 
 Each is started once, keeps its connections open between rounds, and works only while it
 is told to, so that rounds of different servers can take turns.
@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import resource
 import select
-import socket
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -21,12 +20,12 @@ from typing import Any, NamedTuple
 from state_server import wire
 
 from .disks import SqliteCounter
-from .lines import Line, call_frame, connect_own, connect_stock, open_lines
+from .lines import Line, open_lines
 
 _context = multiprocessing.get_context("spawn")
 _READ_BYTES = 65536
 _START_TIMEOUT_S = 120.0
-_ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 _DRAIN_TIMEOUT_S = 30.0
 
 
@@ -61,15 +60,19 @@ class Worker:
         self, cpus: set[int], target: Callable[..., None], *arguments: Any
     ) -> None:
         self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(
-            target=target, args=(theirs, *arguments), daemon=True
-        )
+        # Not a daemon, because those may have no children; the pipe's end ends it.
+        self._process = _context.Process(target=target, args=(theirs, *arguments))
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)
         self._process.start()
         os.sched_setaffinity(0, before)
         theirs.close()
-        self._answer(_START_TIMEOUT_S)
+        try:
+            #: What the process said when it was ready.
+            self.greeting: Any = self._answer(_START_TIMEOUT_S)
+        except BaseException:
+            self.stop()
+            raise
 
     def ask(self, *request: Any) -> Any:
         """Have the process do something; return what came of it."""
@@ -82,12 +85,15 @@ class Worker:
 
     def result(self) -> Any:
         """Return what came of it, once it has ended."""
-        return self._answer(_ANSWER_TIMEOUT_S)
+        return self._answer(ANSWER_TIMEOUT_S)
 
     def _answer(self, timeout_s: float) -> Any:
         if not self._pipe.poll(timeout_s):
             raise RuntimeError(f"A load generator was silent for {timeout_s:g} s.")
-        return self._pipe.recv()
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError("A load generator ended; see its error above.") from None
 
     def stop(self) -> None:
         """End the process."""
@@ -102,65 +108,6 @@ def allow_many_descriptors() -> None:
     """Raise this process's limit of open files, and so that of its children."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-# One call after another --------------------------------------------------------------
-
-
-def serve_caller(pipe: Connection, ways: dict[str, wire.Address], key: bytes) -> None:
-    """Be the process of a caller; a request is (way, calls, calls not counted)."""
-    calls: dict[str, Callable[[], object]] = {}
-    kept: list[Any] = []
-    for way, address in ways.items():
-        if way == "echo":
-            calls[way] = _echo_call(address)
-        elif way == "ours":
-            client = connect_own(address, key)
-            kept.append(client)
-            calls[way] = client.get("Bench").query
-        else:
-            manager: Any = connect_stock(address, key)
-            proxy = manager.Bench()
-            kept.append((manager, proxy))
-            calls[way] = proxy.query
-        calls[way]()
-    pipe.send("ready")
-    try:
-        while True:
-            way, count, unmeasured = pipe.recv()
-            pipe.send(_time_calls(calls[way], count, unmeasured))
-    except EOFError:
-        return
-
-
-def _time_calls(call: Callable[[], object], count: int, unmeasured: int) -> list[float]:
-    clock = time.perf_counter
-    for _ in range(unmeasured):
-        call()
-    times = []
-    gc.collect()
-    for _ in range(count):
-        started = clock()
-        call()
-        times.append(clock() - started)
-    return times
-
-
-def _echo_call(address: wire.Address) -> Callable[[], object]:
-    family = socket.AF_INET if address.path is None else socket.AF_UNIX
-    peer = socket.socket(family, socket.SOCK_STREAM)
-    peer.connect(address.stock)
-    if address.path is None:
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    frame = call_frame(1, bytes(16), "Bench", "query", b"")
-
-    def call() -> None:
-        peer.sendall(frame)
-        missing = len(frame)
-        while missing:
-            missing -= len(peer.recv(_READ_BYTES))
-
-    return call
 
 
 # Many at once ------------------------------------------------------------------------

@@ -1,17 +1,21 @@
 """The servers under measurement, each a process of its own.
 
-``python -m benchmarks.servers echo|stock|sqlite ADDRESS`` is one of the rivals; it
+``python -m benchmarks.servers KIND ADDRESS`` is one of the rivals; it
 prints ``ready ADDRESS`` and ends when its standard input closes. ``Server`` starts any.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import select
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Mapping, Sequence
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,10 @@ STOP_TIMEOUT_S = 15.0
 
 
 class Server:
-    """One server process. ``kind``: ``echo``, ``stock``, ``sqlite`` or ``ours``.
+    """One server process. ``kind``: ``ours``, or one of the rivals below.
 
-    ``objects``: the module of the shared classes, ours only.
+    Of ours only: ``objects``, the modules of the shared classes; ``memory``, whether
+    nothing is written.
     """
 
     def __init__(
@@ -41,17 +46,19 @@ class Server:
         cpus: set[int],
         *,
         tcp: bool = False,
-        objects: str = "benchmarks.workload",
+        objects: Sequence[str] = ("benchmarks.workload",),
+        memory: bool = False,
     ) -> None:
         address = "tcp://127.0.0.1:0" if tcp else f"unix://{folder}/{kind}.sock"
         self.kind = kind
         self._log_path = folder / f"{kind}.log"
         if kind == "ours":
             command = [
-                str(ROOT / "start_manager.py"),
+                "start_manager.py",
                 *("--data-dir", str(folder / "var")),
                 *("--address", address),
-                *("--objects", objects),
+                *(word for each in objects for word in ("--objects", each)),
+                *(["--memory"] if memory else []),
                 *("--parent-fd", "0"),
             ]
         else:
@@ -114,6 +121,69 @@ class Server:
         self._process.stdout.close()
 
 
+class WebServer:
+    """One ``start_web.py`` with its workers, of the app of ``web_app``.
+
+    It is ready after ``wait_until_ready``, so that several can start at the same time.
+    ``manager``: the address of ours, which the app may never ask. ``environ``: what the
+    app has to know besides.
+    """
+
+    def __init__(
+        self,
+        log_path: Path,
+        manager: wire.Address,
+        key: str,
+        environ: Mapping[str, str],
+        *,
+        workers: int,
+        threads: int,
+    ) -> None:
+        self._log_path = log_path
+        with log_path.open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "start_web.py"),
+                    *("--app", "benchmarks.web_app:create_app"),
+                    *("--bind", "127.0.0.1:0"),
+                    *("--address", str(manager)),
+                    *("--workers", str(workers), "--threads", str(threads)),
+                ],
+                cwd=ROOT,
+                env={**os.environ, KEY_VARIABLE: key, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self.address = ("", 0)
+
+    def wait_until_ready(self) -> None:
+        """Wait for all workers; ``address`` is known then."""
+        assert self._process.stdout is not None
+        output, said = self._process.stdout.fileno(), b""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            data = os.read(output, 4096)
+            said += data
+            if found := re.search(rb"http://([\d.]+):(\d+)/", said):
+                self.address = (found[1].decode(), int(found[2]))
+                return
+            if not data:
+                break
+        raise RuntimeError(f"No web server: {self._log_path.read_text()}")
+
+    def stop(self) -> None:
+        """End all processes, gently at first."""
+        assert self._process.stdout is not None
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
 # The rivals --------------------------------------------------------------------------
 
 
@@ -144,15 +214,64 @@ def _echo(peer: socket.socket) -> None:
     peer.close()
 
 
+def _serve_bulk(address: wire.Address) -> None:
+    """Send back values of a given size once they are here in full, one at a time.
+
+    A size below zero asks for memory that is not used again.
+    """
+    assert address.path is not None
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address.path)
+    listener.listen()
+    print("ready", address.path, flush=True)
+    while True:
+        peer, _ = listener.accept()
+        threading.Thread(target=_send_back, args=(peer,), daemon=True).start()
+
+
+def _send_back(peer: socket.socket) -> None:
+    kept, head = new_memory(1), bytearray(8)
+    try:
+        while True:
+            receive_exactly(peer, memoryview(head))
+            size = int.from_bytes(head, "big", signed=True)
+            if len(kept) < size:
+                kept = new_memory(size)
+            buffer = kept if size > 0 else new_memory(-size)
+            receive_exactly(peer, memoryview(buffer)[: abs(size)])
+            peer.sendall(memoryview(buffer)[: abs(size)])
+    except EOFError:
+        peer.close()
+
+
+def new_memory(size: int) -> mmap.mmap:
+    """Return memory as numpy takes it for a large array: no zeros, in large pages."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= 1 << 22:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def receive_exactly(peer: socket.socket, buffer: memoryview) -> None:
+    """Fill a buffer from a socket; raises ``EOFError`` at the end."""
+    filled = 0
+    while filled < len(buffer):
+        count = peer.recv_into(buffer[filled:])
+        if not count:
+            raise EOFError
+        filled += count
+
+
 class _StockManager(BaseManager):
     pass
 
 
 def _serve_stock(address: wire.Address) -> None:
     """Run the standard library's manager, as its documentation shows it."""
-    bench, slow = workload.Bench(), workload.Slow()
+    bench, slow, echo = workload.Bench(), workload.Slow(), workload.Echo()
     _StockManager.register("Bench", callable=lambda: bench)
     _StockManager.register("Slow", callable=lambda: slow)
+    _StockManager.register("Echo", callable=lambda: echo)
     key = os.environ[KEY_VARIABLE].encode()
     server = _StockManager(address=address.stock, authkey=key).get_server()
     bound: Any = server.address
@@ -198,6 +317,11 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    rivals = {"echo": _serve_echo, "stock": _serve_stock, "sqlite": _serve_sqlite}
+    rivals = {
+        "bulk": _serve_bulk,
+        "echo": _serve_echo,
+        "sqlite": _serve_sqlite,
+        "stock": _serve_stock,
+    }
     serve = rivals[sys.argv[1]]
     serve(wire.parse_address(sys.argv[2]))

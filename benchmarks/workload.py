@@ -6,6 +6,7 @@ They are not durable, because those of the rivals cannot be.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from state_server import share
 
@@ -19,6 +20,9 @@ class Bench:
 
     def query(self) -> int:
         self.number += 1
+        return self.number
+
+    def read(self) -> int:
         return self.number
 
 
@@ -36,3 +40,11 @@ class Slow:
             for number in range(100):
                 total += number * number
         return total
+
+
+@share(durable=False)
+class Echo:
+    """Hands back what it is given."""
+
+    def echo(self, value: Any) -> Any:
+        return value

@@ -881,3 +881,13 @@ def _fork_in_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inherited not in taken
     assert not any(link.socket.closed for link in taken)
     assert inherited.socket.closed
+
+
+def test_a_clock_that_a_test_has_set_does_not_make_lanes_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who freezes ``time.time`` for their own tests can still call the manager."""
+    now_ms = int.from_bytes(new_lane(bytes(16)).lane[:8], "big")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    then_ms = int.from_bytes(new_lane(bytes(16)).lane[:8], "big")
+    assert 0 <= then_ms - now_ms < 60_000

@@ -432,7 +432,7 @@ def test_module_shares_what_it_decorates(
 def test_module_that_shares_a_class_from_elsewhere_may_be_loaded_twice(
     module_folder: Path, empty_catalogue: Catalogue
 ) -> None:
-    """What it shared is not its own; the second time nothing is new, and none missed."""
+    """What it shared is not its own: the second time nothing of it is new."""
     (module_folder / "loaded_e.py").write_text(
         "import fractions\nfrom state_server.sharing import share\n"
         "share(fractions.Fraction, name='Shown')\n"
