@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Most tests wait for processes: so many at once take less than half the time.
+TESTERS ?= 3
 BIN := $(VENV)/bin
 
 .PHONY: run test check format bench chaos clean
@@ -10,7 +12,7 @@ run: $(VENV)/.installed ## start the manager and the web workers
 	@$(BIN)/python start_web.py
 
 test: $(VENV)/.tools ## run the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(TESTERS)
 
 check: $(VENV)/.tools ## lint, formatting, types
 	$(BIN)/ruff check .
