@@ -2,22 +2,21 @@
 
 To wake a process that sleeps costs more than a call: on a virtual machine whose
 processor has gone idle, 30 to 40 µs each way. So who waits looks again and again for a
-moment first, gives way to anybody who wants to run in between, and sleeps only then.
-Linux does the same for its own sockets (net.core.busy_poll).
+moment first, and sleeps only then. Linux does the same for its own sockets
+(net.core.busy_poll). Where that is in vain, because the other side takes longer or
+wants the processor itself, it is tried less and less often.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-#: After a moment spent in vain, so many waits go without one.
-_REST_WAITS = 15
-
-#: The same where others kept the processor meanwhile: it is better left to them.
-_REST_WAITS_CROWDED = 255
+#: After a moment spent in vain, so many waits go without one; twice as many after the
+#: next such moment, up to the most.
+_PAUSE_FIRST = 15
+_PAUSE_MAX = 1920
 
 Poll = Callable[[float], list[Any]]
 
@@ -27,35 +26,45 @@ class BusyPoll:
 
     Used by one thread at a time: the leader, or the one whose call a link carries.
     ``poll`` takes a timeout, in whatever unit, and returns at once for 0. ``busy_s`` is
-    the moment in seconds; with 0 it always sleeps.
+    the moment in seconds; with 0 it always sleeps. ``is_alone`` tells whether no other
+    thread of the process is likely to want the interpreter meanwhile.
     """
 
-    __slots__ = ("_busy_s", "_poll", "_rest")
+    __slots__ = ("_busy_s", "_is_alone", "_pause", "_poll", "_waits_left")
 
-    def __init__(self, poll: Poll, busy_s: float) -> None:
+    def __init__(
+        self, poll: Poll, busy_s: float, is_alone: Callable[[], bool] | None = None
+    ) -> None:
         self._poll = poll
-        self._busy_s = busy_s if hasattr(os, "sched_yield") else 0.0
-        self._rest = 0
+        self._busy_s = busy_s
+        self._is_alone = is_alone
+        self._pause = _PAUSE_FIRST
+        self._waits_left = 0
 
     def __repr__(self) -> str:
-        """Say how long it looks, and for how many waits it rests."""
-        return f"<BusyPoll {self._busy_s * 1e6:g} µs, resting for {self._rest}>"
+        """Say how long it looks, and for how many waits it does not."""
+        return f"<BusyPoll {self._busy_s * 1e6:g} µs, not for {self._waits_left} waits>"
 
     def __call__(self, timeout: float) -> list[Any]:
         """Wait for events and return them; an empty list when the time is over."""
-        if self._rest or not timeout or not self._busy_s:
-            self._rest -= self._rest > 0
-            return self._poll(timeout)
-        poll, clock = self._poll, time.perf_counter
-        started = clock()
+        poll = self._poll
+        if self._waits_left:
+            self._waits_left -= 1
+            return poll(timeout)
+        if not timeout or not self._busy_s:
+            return poll(timeout)
+        if self._is_alone is not None and not self._is_alone():
+            self._waits_left = _PAUSE_FIRST
+            return poll(timeout)
+        clock = time.perf_counter
+        until = clock() + self._busy_s
         while True:
             found = poll(0)
             if found:
+                self._pause = _PAUSE_FIRST
                 return found
-            elapsed_s = clock() - started
-            if elapsed_s >= self._busy_s:
+            if clock() >= until:
                 break
-            os.sched_yield()
-        crowded = elapsed_s > 2 * self._busy_s
-        self._rest = _REST_WAITS_CROWDED if crowded else _REST_WAITS
+        self._waits_left = self._pause
+        self._pause = min(2 * self._pause, _PAUSE_MAX)
         return poll(timeout)

@@ -11,6 +11,7 @@ import itertools
 import os
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -209,7 +210,8 @@ class Link:
             poll.register(self.socket.fileno(), select.POLLIN)
             # A poll that gevent has put in its place gives way by itself.
             is_native = type(poll).__module__ == "select"
-            self._wait = BusyPoll(poll.poll, busy_poll_s if is_native else 0.0)
+            busy_s = busy_poll_s if is_native else 0.0
+            self._wait = BusyPoll(poll.poll, busy_s, _is_only_thread)
         else:
             self._wait = functools.partial(_select, self.socket)
 
@@ -333,6 +335,10 @@ class Link:
         self.process_id = welcome.process_id
         self.is_admin = welcome.is_admin
         self.frame_bytes_max = welcome.frame_bytes_max
+
+
+def _is_only_thread() -> bool:
+    return threading.active_count() == 1
 
 
 def _target(address: wire.Address) -> tuple[int, str | tuple[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -12,75 +11,84 @@ from state_server.busy_poll import BusyPoll
 
 EVENT = [(7, 1)]
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "sched_yield"), reason="this platform cannot give way"
-)
-
 
 class Script:
     """A poll that finds something at its n-th look, and a clock that it moves."""
 
-    def __init__(self, finds_at: int, look_s: float = 1e-6) -> None:
+    def __init__(self, finds_at: int) -> None:
         self.finds_at = finds_at
-        self.look_s = look_s
         self.timeouts: list[float] = []
         self.now_s = 0.0
 
     def poll(self, timeout: float) -> list[Any]:
-        """Look once."""
+        """Look once, which takes a microsecond."""
         self.timeouts.append(timeout)
-        self.now_s += self.look_s
+        self.now_s += 1e-6
         return EVENT if timeout or len(self.timeouts) >= self.finds_at else []
 
     def perf_counter(self) -> float:
         """Return the time of the script."""
         return self.now_s
 
+    def looks_at(self, waits: int, poll: BusyPoll) -> list[int]:
+        """Wait so often; return which of the waits began with a look."""
+        found = []
+        for number in range(waits):
+            self.timeouts.clear()
+            poll(3.0)
+            if self.timeouts[0] == 0:
+                found.append(number)
+        return found
+
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what makes a busy poll over a script, with the script's clock."""
 
-    def make(script: Script, busy_s: float = 50e-6) -> BusyPoll:
+    def make(script: Script, busy_s: float = 50e-6, **options: Any) -> BusyPoll:
         monkeypatch.setattr(busy_poll, "time", script)
-        return BusyPoll(script.poll, busy_s)
+        return BusyPoll(script.poll, busy_s, **options)
 
     return make
 
 
 def test_what_comes_at_once_is_found_without_sleeping(make: Any) -> None:
-    """Nothing but looks with no timeout while the moment lasts."""
+    """Nothing but looks with no timeout while the moment lasts, however often."""
     script = Script(finds_at=5)
-    assert make(script)(3.0) == EVENT
-    assert script.timeouts == [0] * 5
-
-
-def test_after_the_moment_it_sleeps_and_then_rests(make: Any) -> None:
-    """It sleeps for the timeout given; the next waits sleep at once, then it looks."""
-    script = Script(finds_at=10**6)
     poll = make(script)
     assert poll(3.0) == EVENT
+    assert script.timeouts == [0] * 5
+    assert script.looks_at(50, poll) == list(range(50))
+
+
+def test_after_the_moment_it_sleeps_for_the_timeout(make: Any) -> None:
+    """The moment is bounded, and what is left of the wait is slept."""
+    script = Script(finds_at=10**6)
+    assert make(script)(3.0) == EVENT
     looks = len(script.timeouts) - 1
-    assert script.timeouts[:-1] == [0] * looks
+    assert script.timeouts == [0] * looks + [3.0]
     assert 48 <= looks <= 52
-    assert script.timeouts[-1] == 3.0
-    script.timeouts.clear()
-    for _ in range(15):
-        poll(3.0)
-    assert script.timeouts == [3.0] * 15
-    poll(3.0)
-    assert script.timeouts[15] == 0
 
 
-def test_where_others_want_the_processor_it_rests_for_longer(make: Any) -> None:
-    """A moment that took far longer than it should was taken from somebody else."""
-    script = Script(finds_at=10**6, look_s=0.004)
+def test_what_is_in_vain_is_tried_less_and_less(make: Any) -> None:
+    """Each moment in vain doubles the pause, and one that was not ends that."""
+    script = Script(finds_at=10**6)
     poll = make(script)
-    for _ in range(256):
-        poll(3.0)
-    assert script.timeouts.count(0) == 1
-    poll(3.0)
-    assert script.timeouts.count(0) == 2
+    assert script.looks_at(120, poll) == [0, 16, 47, 108]
+    script.looks_at(120, poll)
+    script.finds_at = 3
+    quick = script.looks_at(4000, poll)
+    assert quick == list(range(quick[0], 4000))
+    script.finds_at = 10**6
+    assert script.looks_at(20, poll) == [0, 16]
+
+
+def test_the_pause_is_bounded(make: Any) -> None:
+    """However long it was in vain, now and then it looks again."""
+    script = Script(finds_at=10**6)
+    poll = make(script)
+    script.looks_at(10_000, poll)
+    assert 2 <= len(script.looks_at(5_000, poll)) <= 3
 
 
 @pytest.mark.parametrize(("busy_s", "timeout"), [(0.0, 3.0), (50e-6, 0.0)])
@@ -93,11 +101,11 @@ def test_it_looks_once_only_when_asked_for_no_more(
     assert script.timeouts == [timeout]
 
 
-def test_without_a_way_to_give_way_it_sleeps(
-    make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a platform without ``sched_yield`` it would keep the processor from others."""
-    monkeypatch.delattr(os, "sched_yield")
-    script = Script(finds_at=10**6)
-    make(script)(3.0)
-    assert script.timeouts == [3.0]
+def test_beside_other_threads_it_sleeps_at_once(make: Any) -> None:
+    """Looking keeps the interpreter from the others, who may well have work to do."""
+    script = Script(finds_at=3)
+    alone = False
+    poll = make(script, is_alone=lambda: alone)
+    assert script.looks_at(100, poll) == []
+    alone = True
+    assert script.looks_at(100, poll)[0] < 16
