@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import codec
-from .errors import NotAllowed
+from .errors import NotAllowed, TooLarge
 from .messages import Payload, Reference
 from .wire import MARK
 
@@ -59,7 +59,7 @@ def unpack(
     *,
     read_only: bool = False,
 ) -> Any:
-    """Return the value of a body; its arrays are views on the body's memory.
+    """Return the value of a body; its largest array is a view on the body's memory.
 
     ``reference`` makes a handle of a class name and a key. ``read_only``: no array can
     be written to. Raises ``NotAllowed`` and ``TooLarge`` only.
@@ -73,6 +73,10 @@ def unpack(
 def _parts(body: memoryview) -> tuple[bytes, Sequence[memoryview]]:
     try:
         _, count, size = _HEAD.unpack_from(body)
+        if count > codec.BUFFERS_MAX:
+            raise TooLarge(
+                f"A body has {count} buffers; the limit is {codec.BUFFERS_MAX}."
+            )
         at = _HEAD.size + _BUFFER.size * count
         if at + size > len(body):
             raise NotAllowed("A body ends before its value.")
@@ -83,7 +87,11 @@ def _parts(body: memoryview) -> tuple[bytes, Sequence[memoryview]]:
     at += size
     buffers = []
     for length, gap in table:
-        buffers.append(body[at + gap : at + gap + length])
+        buffer = body[at + gap : at + gap + length]
+        # A view keeps the memory of the whole frame: a small array that is kept for
+        # long is not to keep the large ones that came with it.
+        is_most = 2 * length >= len(body)
+        buffers.append(buffer if is_most else memoryview(bytearray(buffer)))
         at += gap + length
     if at != len(body):
         raise NotAllowed("The buffers of a body do not fill it.")

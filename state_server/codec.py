@@ -30,6 +30,7 @@ from typing import Any, ClassVar, TypeVar
 from . import own_classes
 from .constructors import PATHS, TABLE, builtin_error, look_up
 from .contexts import BUFFER_BYTES_MIN, ReadContext, WriteContext
+from .contexts import BUFFERS_MAX as BUFFERS_MAX
 from .entries import full_name
 from .errors import ConfigError, NotAllowed, TooLarge
 from .measures import DEFAULT_LIMITS, ValueLimits

@@ -169,9 +169,10 @@ class Committer:
     """What is to be committed, and the writer thread.
 
     ``_lock`` guards ``_filling``, ``_failing``, ``_in_doubt``, ``_gatherer``,
-    ``_is_writing``, ``_broken`` and every batch that is not resolved yet. Whoever set
-    ``_is_writing`` alone writes, and owns ``_commit_s`` and ``_tidy_at``. ``_settle``
-    is called without the lock, with what waited for a batch and the error if it failed.
+    ``_is_writing``, ``_broken``, ``_stopping``, ``failures`` and every batch that is
+    not resolved yet. Whoever set ``_is_writing`` alone writes, and owns ``_commit_s``,
+    ``_tidy_at`` and ``commits``. ``_settle`` is called without the lock, with what
+    waited for a batch and the error if it failed.
     """
 
     def __init__(self, store: Store, settle: Settle, retention_s: float) -> None:
@@ -336,11 +337,16 @@ class Committer:
                         return
                     batch, self._filling = self._filling, Batch()
                     self._is_writing = True
-            if broken is not None:
-                self._fail(*broken)
-                continue
-            self._tidy()
-            self._write(batch)
+            try:
+                if broken is not None:
+                    self._fail(*broken)
+                else:
+                    self._tidy()
+                    self._write(batch)
+            except Exception:
+                # The border around the life of the thread: a defect of ours must not
+                # leave every later change without its commit.
+                log.exception("The writer failed; it goes on.")
 
     def _has_work(self) -> bool:
         if self._broken is not None:
@@ -412,10 +418,16 @@ class Committer:
             self._resolved.notify_all()
         works = self._try_fence()
         certain = works or isinstance(error, NeverWritten)
-        self._settle(batch.waiting, _outcome(error, certain))
-        self._settle(later.waiting, _outcome(error, True))
-        batch.give_back()
-        later.give_back()
+        try:
+            self._settle(batch.waiting, _outcome(error, certain))
+            self._settle(later.waiting, _outcome(error, True))
+        finally:
+            batch.give_back()
+            later.give_back()
+            self._await_the_disk(works)
+
+    def _await_the_disk(self, works: bool) -> None:
+        """Try until the store works again; refuse changes until then."""
         while not works and not self._stopping:
             time.sleep(_RETRY_S)
             works = self._try_fence()

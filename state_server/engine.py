@@ -249,6 +249,11 @@ class Engine:
             log.warning("Connection %d closed: %s", connection.fd, error)
             self._close(connection)
             return True
+        except MemoryError:
+            # What was read may be lost: what follows would be taken for it.
+            log.error("Connection %d closed: no memory for its frame.", connection.fd)
+            self._close(connection)
+            return True
         if payload is None:
             return True
         connection.in_flight = True

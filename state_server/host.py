@@ -408,7 +408,11 @@ class Host:
                 (self._end(ticket, payload), payload) for ticket, payload in waiting
             ]
         for destination, payload in replies:
-            destination.deliver(payload)
+            try:
+                destination.deliver(payload)
+            except Exception:
+                # A defect of ours, or no memory: it must not cost the others theirs.
+                log.exception("A reply could not be delivered.")
         with self._lock:
             # Only now: a manager that drains waits until the replies have gone.
             self._pending -= len(replies)

@@ -33,6 +33,9 @@ from .messages import Lane, Payload
 #: A client accepts replies up to this size; the manager's own limit is lower.
 _REPLY_BYTES_MAX = 2**40
 
+#: The first own frame of a server: its greeting, or why it refuses.
+_REFUSAL_BYTES_MAX = 64 * 1024
+
 #: Small, because each read takes that much memory for a moment; a reply that is larger
 #: is read in pieces of growing number.
 _READ_BYTES = 16384
@@ -114,7 +117,8 @@ class Link:
         self.process_id = 0
         self.is_admin = False
         self.frame_bytes_max = 0
-        self._reader = wire.FrameReader(_REPLY_BYTES_MAX)
+        # Until the server has proven that it knows the key it is heard out shortly.
+        self._reader = wire.FrameReader(wire.HANDSHAKE_BYTES_MAX)
         self._wait: Callable[[float], list[Any]]
         #: A send to a peer that has closed a Unix socket fails at once, and gives it
         #: nothing; over TCP it may succeed.
@@ -257,13 +261,16 @@ class Link:
 
     def _receive(self, deadline: float) -> Payload:
         reader = self._reader
-        payload = reader.next() if reader.buffered else None
-        while payload is None:
-            room = reader.room
-            if room is None:
-                payload = reader.feed(self._receive_some(deadline))
-            else:
-                payload = reader.fill(self._receive_into(room, deadline))
+        try:
+            payload = reader.next() if reader.buffered else None
+            while payload is None:
+                room = reader.room
+                if room is None:
+                    payload = reader.feed(self._receive_some(deadline))
+                else:
+                    payload = reader.fill(self._receive_into(room, deadline))
+        except (NotAllowed, TooLarge) as error:
+            raise BrokenLink(f"what came is no answer ({error})", sent=True) from None
         return payload
 
     def _receive_into(self, room: memoryview, deadline: float) -> int:
@@ -324,6 +331,7 @@ class Link:
             wire.proof(key, b"client", nonces),
             bytes(32) if admin_key is None else wire.proof(admin_key, b"admin", nonces),
         )
+        self._reader.bytes_max = _REFUSAL_BYTES_MAX
         self._send(wire.framed(wire.pack_hello(hello)), deadline)
         payload = self._receive(deadline)
         if wire.kind_of(payload) == wire.FAILED:
@@ -331,6 +339,7 @@ class Link:
         welcome = wire.unpack_welcome(payload)
         if not wire.proof_holds(key, b"server", nonces, welcome.proof):
             raise Denied("The server's proof of the key is wrong; it was not called.")
+        self._reader.bytes_max = _REPLY_BYTES_MAX
         self.boot_id = welcome.boot_id
         self.process_id = welcome.process_id
         self.is_admin = welcome.is_admin

@@ -116,10 +116,11 @@ class Inserted(NamedTuple):
 class SqliteStore:
     """State in one SQLite file.
 
-    ``_writer`` belongs to the writer thread once that runs, ``_reader`` is guarded by
-    ``_reader_lock``, ``_recaller`` by ``_recaller_lock``: a large object that is loaded
-    must not hold up clients that connect. Keeping a reader open keeps the log's index
-    alive, which the fence relies on.
+    ``_writer`` and ``_may_have_entries`` belong to whoever the committer lets write,
+    one thread at a time. ``_reader`` is guarded by ``_reader_lock``, ``_recaller`` by
+    ``_recaller_lock``: a large object that is loaded must not hold up clients that
+    connect. Keeping a reader open keeps the log's index alive, which the fence relies
+    on.
     """
 
     def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:

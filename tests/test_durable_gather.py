@@ -13,8 +13,8 @@ from state_server import commits
 from state_server.commits import Batch, Change, Committer, Phase
 from state_server.errors import StateServerError, StoreError
 
-from .durable_classes import FakeStore
-from .fakes import PATIENCE_S
+from .durable_classes import Count, DurableDesk, FakeStore
+from .fakes import PATIENCE_S, FakeConnection
 from .processes import wait_until
 
 
@@ -178,3 +178,57 @@ def test_a_stop_commits_what_was_promised(desk: Desk) -> None:
     desk.stage("a")
     desk.committer.stop()
     assert desk.names() == ["a"]
+
+
+def test_a_reply_that_cannot_be_given_leaves_the_writer_at_work() -> None:
+    """A defect while one batch is settled does not cost the next one its commit."""
+    desk = Desk()
+    settled: list[str] = []
+
+    def settle(waiting: list[tuple[Any, Any]], error: StateServerError | None) -> None:
+        settled.extend(name for name, _ in waiting)
+        if settled == ["a"]:
+            raise MemoryError
+
+    desk.committer = Committer(desk.store, settle, 900.0)
+    desk.committer.start()
+    desk.stage("a")
+    wait_until(lambda: settled == ["a"])
+    desk.stage("b")
+    wait_until(lambda: settled == ["a", "b"])
+    desk.store.errors.append(StoreError("the disk is full"))
+    settled.clear()
+    desk.stage("a")
+    wait_until(lambda: settled == ["a"])
+    desk.poisoned = False
+
+    def works() -> bool:
+        try:
+            desk.stage("c")
+        except StoreError:
+            return False
+        return True
+
+    wait_until(works)
+    wait_until(lambda: "c" in settled)
+    desk.committer.stop()
+
+
+def test_one_reply_that_cannot_be_given_costs_no_other() -> None:
+    """Each caller of a batch is answered, whatever becomes of its neighbours."""
+
+    class Broken(FakeConnection):
+        def deliver(self, payload: Any) -> None:
+            raise MemoryError
+
+    with DurableDesk(Count) as desk:
+        desk.ask("Count.add")
+        desk.store.wait_for_commit()
+        desk.store.hold()
+        first = desk.start("Count.add")
+        desk.store.wait_for_commit()
+        desk.start("Count.add", connection=Broken())
+        last = desk.start("Count.add")
+        desk.store.release()
+        assert (first.wait(), last.wait()) == (2, 4)
+        wait_until(lambda: desk.host.pending == 0)

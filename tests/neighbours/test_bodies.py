@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from state_server import bodies, codec, wire
-from state_server.errors import NotAllowed, StateServerError
+from state_server.errors import NotAllowed, TooLarge
 
 numpy = pytest.importorskip("numpy", reason="arrays need numpy")
 
@@ -37,16 +38,41 @@ def test_large_arrays_are_sent_from_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1, 10, 38, 77])
-def test_arrays_are_views_on_the_frame_and_well_placed(offset: int) -> None:
-    """Whatever stands before them: no copy, and each begins at a multiple of 16."""
+def test_a_large_array_is_a_view_on_the_frame_and_well_placed(offset: int) -> None:
+    """Whatever stands before it: no copy, and it begins at a multiple of 16."""
+    frame = packed([LARGE, "text"], offset)
+    found, _ = bodies.unpack(memoryview(frame)[offset:])
+    whole = numpy.frombuffer(frame, "u1")
+    assert (found == LARGE).all()
+    assert numpy.shares_memory(found, whole)
+    assert (found.ctypes.data - whole.ctypes.data) % 16 == 0
+
+
+def test_a_small_array_does_not_keep_the_large_one_beside_it() -> None:
+    """Whoever keeps a part of a value keeps the memory of that part alone."""
     value = [LARGE, LARGE[::2].copy(), numpy.arange(70_000, dtype="u1")]
-    frame = packed(value, offset)
-    found = bodies.unpack(memoryview(frame)[offset:])
-    start = numpy.frombuffer(frame, "u1").ctypes.data
-    for sent, received in zip(value, found, strict=True):
-        assert (sent == received).all()
-        assert numpy.shares_memory(received, numpy.frombuffer(frame, "u1"))
-        assert (received.ctypes.data - start) % 16 == 0
+    frame = packed(value)
+    whole = numpy.frombuffer(frame, "u1")
+    found = bodies.unpack(memoryview(frame)[10:])
+    assert all((a == b).all() for a, b in zip(value, found, strict=True))
+    assert [numpy.shares_memory(array, whole) for array in found] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_buffers_are_counted_before_anything_is_made_of_them() -> None:
+    """Seven million buffers of nothing are refused by their number."""
+    count = 7_000_000
+    body = struct.pack("!BII", wire.MARK, count, 1) + bytes(9 * count + 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="buffers"):
+            bodies.unpack(body)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_a_client_reads_cannot_be_written_to() -> None:
@@ -84,8 +110,8 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
 def test_a_body_that_contradicts_itself_is_refused(body: bytes) -> None:
-    """Every lie about sizes ends in an error of ours, and takes no memory."""
-    with pytest.raises(StateServerError):
+    """Every lie about sizes ends in one of two errors."""
+    with pytest.raises((NotAllowed, TooLarge)):
         bodies.unpack(body)
 
 
