@@ -52,7 +52,7 @@ def missing(package: str, error: ImportError) -> NotAllowed:
     """Say which package a value needs that is not there."""
     return NotAllowed(
         f"The value needs {package}, which cannot be imported in this process "
-        f"({error}); install it: pip install 'state-server[arrays]'."
+        f"({error}); install it there: pip install {package}."
     )
 
 

@@ -73,6 +73,7 @@ GROUND = {
     "failures",
     "limits",
     "messages",
+    "session_answers",
     "settings",
     "sharing",
     "tcp",

@@ -28,7 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from flask import Blueprint, Flask, Response, abort, current_app, render_template
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    current_app,
+    render_template,
+    session,
+)
+from flask.sessions import SecureCookieSessionInterface
 
 from state_server.errors import ConfigError
 from state_server.integrations.flask import EXTENSION
@@ -145,8 +154,8 @@ class Allowance:
 def init_app(app: Flask) -> None:
     """Give ``app`` the page, unless its configuration says no.
 
-    Without a SECRET_KEY the session has none that all workers know: then one is kept in
-    the data folder.
+    Without a SECRET_KEY Flask's own session has none that all workers know: then one is
+    kept in the data folder.
     """
     wanted = app.config.setdefault("DEMO", True)
     requests_max = app.config.setdefault("DEMO_REQUESTS_MAX", 4000)
@@ -163,7 +172,8 @@ def init_app(app: Flask) -> None:
         return
     app.extensions[ALLOWANCE] = Allowance(requests_max, requests_per_s)
     app.register_blueprint(demo)
-    if not app.secret_key:
+    needs_key = isinstance(app.session_interface, SecureCookieSessionInterface)
+    if needs_key and not app.secret_key:
         _, data_dir = app.extensions[EXTENSION].client.location
         try:
             app.secret_key = kept_key(Path(data_dir) / "sessionkey")
@@ -192,13 +202,18 @@ def answer(variant: str, run: str) -> Response:
         refused = said("Too many requests; wait a few seconds.", 429)
         refused.headers["Retry-After"] = str(RETRY_AFTER_S)
         return refused
-    if variant == "session-cookie" and not current_app.secret_key:
+    if variant == "session-cookie" and has_no_session():
         return said("This app has no SECRET_KEY, so it has no sessions.", 503)
     try:
         number = chosen.next_number(run)
     except NotAvailable as error:
         return said(str(error), 503)
     return as_json({"number": number, "worker": worker_name()})
+
+
+def has_no_session() -> bool:
+    """Tell whether nothing can be put into the session of this request."""
+    return current_app.session_interface.is_null_session(session)
 
 
 @demo.after_request

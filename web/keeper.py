@@ -116,6 +116,7 @@ class ManagerKeeper:
         command = [sys.executable, "-m", "state_server", "manager"]
         command += ["--data-dir", str(settings.data_dir)]
         command += ["--log-level", settings.log_level]
+        command += ["--busy-poll-s", str(settings.busy_poll_s)]
         command += ["--drain-timeout-s", str(settings.drain_timeout_s)]
         command += ["--parent-fd", str(self._lifeline_fd)]
         if settings.authkey_file is not None:

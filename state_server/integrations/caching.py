@@ -38,6 +38,8 @@ from state_server.errors import (
     TooLarge,
 )
 
+from . import options
+
 log = logging.getLogger("state_server.cache")
 
 R = TypeVar("R")
@@ -138,32 +140,37 @@ class Outage:
 class StateServerCache(BaseCache):
     """A cache that all processes share.
 
-    ``client``: from ``state_server.connect``; if left out, one is made of ``address``,
-    ``authkey`` and ``data_dir``, which mean what they mean there. Nothing is connected
-    before the first call, and one made before a fork works after it.
+    ``client``: from ``state_server.connect``, or a function that returns one, which is
+    asked with each call; if left out, one is made of ``address``, ``authkey`` and
+    ``data_dir``, which mean what they mean there. Nothing is connected before the first
+    call, and one made before a fork works after it.
 
     ``region``: the name of the cache within the manager; regions have nothing in common
     and limits of their own. ``key_prefix``: text put before each key, or a function
     that returns it; ``clear`` deletes only keys that begin with it.
     ``default_timeout``, ``ignore_delete_many_errors``: as in cachelib.
 
-    ``call_timeout_s``: seconds until a call is given up. ``outage_pause_s``: seconds
-    after that in which none is tried. ``ignore_outages``: with ``False`` each call is
-    tried and raises instead, for what may not be forgotten without a word, such as
-    sessions. ``class_name``: the name that the class of the region is shared as.
+    ``call_timeout_s``: seconds until a call is given up, whatever the deadline of the
+    client. ``outage_pause_s``: seconds after that in which none is tried.
+    ``ignore_outages``: with ``False`` each call is tried and raises instead, for what
+    may not be forgotten without a word, such as sessions. ``class_name``: the name that
+    the class of the region is shared as.
 
     Integers are stored as such, whatever the serializer, for ``inc`` and ``dec``. It
     may be replaced on an instance or in a subclass by any object with ``dumps`` and
     ``loads`` for bytes.
 
-    All fields are set once; ``_outage`` guards itself. Any thread may use it.
+    Raises ``ConfigError`` for an option that does not fit or is not there.
+
+    Any thread may use it. ``_outage`` guards itself; the other fields are set once,
+    but ``_last``, a client and its handle of the region, which is replaced whole.
     """
 
     serializer: Any = CodecSerializer()
 
     def __init__(
         self,
-        client: state_server.Client | None = None,
+        client: state_server.Client | Callable[[], state_server.Client] | None = None,
         *,
         address: str | tuple[str, int] | os.PathLike[str] | None = None,
         authkey: bytes | str | None = None,
@@ -176,7 +183,11 @@ class StateServerCache(BaseCache):
         outage_pause_s: float = 5.0,
         ignore_outages: bool = True,
         class_name: str = "CacheRegion",
+        **unknown: Any,
     ) -> None:
+        known = inspect.signature(StateServerCache).parameters
+        options.refuse_unknown("A cache", unknown, set(known) - {"unknown"})
+        options.lifetime("default_timeout", default_timeout, ConfigError)
         # Older releases of cachelib take no more than this.
         BaseCache.__init__(self, default_timeout)  # type: ignore[arg-type, unused-ignore]
         self.ignore_delete_many_errors = ignore_delete_many_errors
@@ -187,17 +198,39 @@ class StateServerCache(BaseCache):
                 "A cache takes a client, or address, authkey and data_dir to make one "
                 "of, but not both."
             )
-        self.client = client
+        self._client = client
         self.key_prefix = key_prefix
         self.ignore_outages = ignore_outages
-        self._region = client.get(class_name, region, timeout=call_timeout_s)
-        self._outage = Outage(_seconds("outage_pause_s", outage_pause_s))
+        self._names = (
+            options.text("class_name", class_name),
+            options.text("region", region),
+        )
+        self._call_timeout_s = options.seconds(
+            "call_timeout_s", call_timeout_s, above_zero=True
+        )
+        self._last: tuple[state_server.Client | None, Any] = None, None
+        self._outage = Outage(options.seconds("outage_pause_s", outage_pause_s))
         if isinstance(self.serializer, CodecSerializer):
-            self.serializer = self.serializer.referring(client.get)
+            self.serializer = self.serializer.referring(
+                lambda class_name, key: self.client.get(class_name, key)
+            )
 
     def __repr__(self) -> str:
         """Say which region of which manager it is."""
         return f"<{type(self).__name__} {self._region!r} of {self.client!r}>"
+
+    @property
+    def client(self) -> state_server.Client:
+        """Return the client of the manager."""
+        return self._client() if callable(self._client) else self._client
+
+    @property
+    def _region(self) -> Any:
+        client, (known, region) = self.client, self._last
+        if client is not known:
+            region = client.get(*self._names, timeout=self._call_timeout_s)
+            self._last = client, region
+        return region
 
     # Reading -------------------------------------------------------------------------
 
@@ -279,14 +312,15 @@ class StateServerCache(BaseCache):
         """Add to an integer and return the sum; ``None`` in an outage.
 
         One that is not there counts as 0 and gets the default timeout; another keeps
-        the time at which it ends. Raises ``TypeError`` for a value that is no integer.
+        the time at which it ends. Raises ``TypeError`` for a value or a ``delta`` that
+        is no integer, ``TooLarge`` for a sum that does not fit into the region.
         """
-        timeout_s = self._timeout_s(None)
-        return self._call("inc", self._full(key), delta, timeout_s)  # type: ignore[no-any-return]
+        full, timeout_s = self._full(key), self._timeout_s(None)
+        return self._write("inc", full, _whole(key, delta), timeout_s)  # type: ignore[no-any-return]
 
     def dec(self, key: str, delta: int = 1) -> int | None:
         """Subtract from an integer, as ``inc`` adds."""
-        return self.inc(key, -delta)
+        return self.inc(key, -_whole(key, delta))
 
     # One computation for each miss ---------------------------------------------------
 
@@ -495,11 +529,16 @@ class StateServerCache(BaseCache):
         packed: bytes | None = self.serializer.dumps(value)
         return packed
 
-    def _unpacked(self, packed: bytes | int | None) -> tuple[bool, Any]:
+    def _unpacked(self, packed: Any) -> tuple[bool, Any]:
         """Return whether there is a value, and the value."""
         if packed is None or isinstance(packed, int):
             return packed is not None, packed
         try:
+            if not isinstance(packed, bytes):
+                raise NotAllowed(
+                    f"It is a {type(packed).__name__}, and a region keeps bytes and "
+                    "integers."
+                )
             return True, self.serializer.loads(packed)
         except (NotAllowed, TooLarge) as error:
             # Stored by another release of the app, or by another app.
@@ -516,16 +555,21 @@ class StateServerCache(BaseCache):
         return self._prefix() + key
 
     def _timeout_s(self, timeout: int | timedelta | None) -> float:
+        if timeout is not None:
+            options.lifetime("timeout", timeout, TypeError)
         normal = self._normalize_timeout(timeout)  # type: ignore[arg-type, unused-ignore]
         if isinstance(normal, timedelta):
             return normal.total_seconds()
         return normal
 
 
-def _seconds(option: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ConfigError(f"{option} is {value!r}; it is seconds, from 0.")
-    return float(value)
+def _whole(key: str, delta: Any) -> int:
+    if not isinstance(delta, int):
+        raise TypeError(
+            f"The delta for {key!r:.100} is {delta!r:.100}; a cached integer is "
+            "counted by integers."
+        )
+    return delta
 
 
 def _key_of(

@@ -22,6 +22,8 @@ and, where it is:
     STATE_SERVER_SESSION_BYTES_MAX    size of one session (default: 1 MiB)
     STATE_SERVER_SESSION_TOUCH_SHARE  part of the lifetime that passes before a session
                                       that is only read is renewed (default: 0.01)
+    STATE_SERVER_SESSION_TIMEOUT      seconds until a call of a session is given up
+                                      (default: 5, or STATE_SERVER_TIMEOUT if less)
     STATE_SERVER_SESSIONS_MAX         sessions of the app (default: 1,000,000)
 
 Nothing connects before the first call, and nothing here owns a socket or a thread: an
@@ -41,7 +43,7 @@ the app's own page for 500, the debugger, and propagation under ``TESTING`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -52,13 +54,16 @@ from state_server.errors import ConfigError, StateServerError
 from state_server.messages import DEFAULT_KEY
 from state_server.settings import read_key_file
 
-from .session_store import RULES, SessionConfig, SessionStore
+from .session_store import SessionConfig, SessionStore
 from .sessions import StateServerSessionInterface
 
 T = TypeVar("T")
 
 #: The key in ``app.extensions``.
 EXTENSION = "state_server"
+
+#: The key there of the client of an app without the extension.
+CLIENT = "state_server.client"
 
 #: The text for visitors: it names neither the address nor what was called.
 ANSWERS = {
@@ -67,8 +72,16 @@ ANSWERS = {
     504: "The service did not answer in time; it is not known whether it did the work.",
 }
 
-#: The name of an app is part of the names of its objects.
-NAMESPACE_LENGTH_MAX = 200
+#: The keys of the configuration that say something of sessions, by the field of
+#: ``SessionConfig`` that they set.
+SESSION_KEYS = {
+    "namespace": "STATE_SERVER_SESSION_NAMESPACE",
+    "conflict": "STATE_SERVER_SESSION_CONFLICT",
+    "bytes_max": "STATE_SERVER_SESSION_BYTES_MAX",
+    "count_max": "STATE_SERVER_SESSIONS_MAX",
+    "touch_share": "STATE_SERVER_SESSION_TOUCH_SHARE",
+    "call_timeout_s": "STATE_SERVER_SESSION_TIMEOUT",
+}
 
 #: Seconds in the header ``Retry-After`` of errors after which a call may be repeated.
 RETRY_AFTER_S = 1
@@ -107,8 +120,9 @@ class StateServer:
     """Gives the views of an app the shared objects of a manager.
 
     Holds no app and no connection: one instance serves any number of apps, each with
-    its own configuration. The options are defaults for the keys of the configuration:
-    ``StateServer(timeout=5)`` stands for ``STATE_SERVER_TIMEOUT``.
+    its own configuration. Each key of the configuration has an option, which is its
+    default: ``StateServer(session_conflict="error")`` stands for
+    ``STATE_SERVER_SESSION_CONFLICT``, and so on. All are checked in ``init_app``.
     """
 
     def __init__(
@@ -122,6 +136,12 @@ class StateServer:
         timeout: float | None = None,
         handle_errors: bool = True,
         sessions: bool = False,
+        session_namespace: str | None = None,
+        session_conflict: str | None = None,
+        session_bytes_max: int | None = None,
+        session_touch_share: float | None = None,
+        session_timeout: float | None = None,
+        sessions_max: int | None = None,
     ) -> None:
         self._defaults: dict[str, object] = {
             "STATE_SERVER_ADDRESS": address,
@@ -131,6 +151,12 @@ class StateServer:
             "STATE_SERVER_TIMEOUT": timeout,
             "STATE_SERVER_HANDLE_ERRORS": handle_errors,
             "STATE_SERVER_SESSIONS": sessions,
+            "STATE_SERVER_SESSION_NAMESPACE": session_namespace,
+            "STATE_SERVER_SESSION_CONFLICT": session_conflict,
+            "STATE_SERVER_SESSION_BYTES_MAX": session_bytes_max,
+            "STATE_SERVER_SESSION_TOUCH_SHARE": session_touch_share,
+            "STATE_SERVER_SESSION_TIMEOUT": session_timeout,
+            "STATE_SERVER_SESSIONS_MAX": sessions_max,
         }
         if app is not None:
             self.init_app(app)
@@ -220,6 +246,38 @@ class StateServer:
         return state
 
 
+@overload
+def client_of(app: Flask) -> state_server.Client: ...
+
+
+@overload
+def client_of(app: None = None) -> state_server.Client | None: ...
+
+
+def client_of(app: Flask | None = None) -> state_server.Client | None:
+    """Return the client of ``app``, for extensions that stand beside this one.
+
+    Without ``app`` that of the current one, ``None`` outside of any. An app that has no
+    State Server gets one client, made of its configuration; raises ``ConfigError``.
+    """
+    if app is None:
+        return client_of(current_app) if has_app_context() else None
+    state: AppState | None = app.extensions.get(EXTENSION)
+    if state is not None:
+        return state.client
+    made: state_server.Client | None = app.extensions.get(CLIENT)
+    if made is None:
+        config = read_config(app.config, app.name)
+        client = state_server.connect(
+            config.address,
+            config.authkey,
+            data_dir=config.data_dir,
+            timeout=config.timeout,
+        )
+        made = app.extensions.setdefault(CLIENT, client)
+    return made
+
+
 def answer_error(error: StateServerError) -> Response:
     """Return the response to ``error``, or raise it again when it is a mistake."""
     answer = ANSWERS.get(error.status)
@@ -267,24 +325,39 @@ def read_config(values: Mapping[str, Any], app_name: str) -> Config:
             raise ConfigError(
                 f"STATE_SERVER_AUTHKEY_FILE is {authkey_file!r}; there is no such file"
             )
+    timeout = read("TIMEOUT", _seconds)
     sessions = None
     if read("SESSIONS", _boolean, False):
-        default = SessionConfig(app_name)
-        sessions = SessionConfig(
-            namespace=read("SESSION_NAMESPACE", _namespace, default.namespace),
-            conflict=read("SESSION_CONFLICT", _rule, default.conflict),
-            bytes_max=read("SESSION_BYTES_MAX", _count, default.bytes_max),
-            count_max=read("SESSIONS_MAX", _count, default.count_max),
-            touch_share=read("SESSION_TOUCH_SHARE", _share, default.touch_share),
-        )
+        sessions = _read_sessions(values, app_name, timeout)
     return Config(
         address=read("ADDRESS", _text),
         data_dir=read("DATA_DIR", _path),
         authkey=authkey,
-        timeout=read("TIMEOUT", _seconds),
+        timeout=timeout,
         handle_errors=read("HANDLE_ERRORS", _boolean, True),
         sessions=sessions,
     )
+
+
+def _read_sessions(
+    values: Mapping[str, Any], app_name: str, timeout: float | None
+) -> SessionConfig:
+    """Return what was decided about sessions; ``timeout``: that of the other calls."""
+    config = SessionConfig("app")
+    given: dict[str, Any] = {"namespace": app_name}
+    if timeout is not None:
+        given["call_timeout_s"] = min(timeout, config.call_timeout_s)
+    for field, key in SESSION_KEYS.items():
+        value = values.get(key)
+        if value is not None:
+            given[field] = value
+    for field, value in given.items():
+        # One at a time, so that an error is said of the key that is to be changed.
+        try:
+            config = replace(config, **{field: value})
+        except ConfigError as error:
+            raise ConfigError(f"{SESSION_KEYS[field]}: {error}") from None
+    return config
 
 
 def _text(key: str, value: Any) -> str:
@@ -316,34 +389,6 @@ def _seconds(key: str, value: Any) -> float:
         raise ConfigError(f"{key} is {value!r}; expected a number of seconds")
     if not 0 < value < float("inf"):
         raise ConfigError(f"{key} is {value!r}; expected seconds above 0")
-    return float(value)
-
-
-def _namespace(key: str, value: Any) -> str:
-    if len(_text(key, value)) > NAMESPACE_LENGTH_MAX:
-        raise ConfigError(
-            f"{key} is {value!r}; expected text of at most {NAMESPACE_LENGTH_MAX} "
-            "characters"
-        )
-    return str(value)
-
-
-def _rule(key: str, value: Any) -> str:
-    if value not in RULES:
-        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(RULES)}")
-    return str(value)
-
-
-def _count(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{key} is {value!r}; expected a whole number from 1")
-    return value
-
-
-def _share(key: str, value: Any) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
-        raise ConfigError(f"{key} is {value!r}; expected a number from 0 to 1")
     return float(value)
 
 

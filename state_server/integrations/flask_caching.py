@@ -14,10 +14,13 @@ or take the extension from here, which uses that backend unless told otherwise:
     @cache.cached(timeout=60, single_flight=True)
     def front_page(): ...
 
-The manager is the one of the app: ``STATE_SERVER_ADDRESS``, ``STATE_SERVER_DATA_DIR``
-and so on, as for ``state_server.integrations.flask``. ``CACHE_OPTIONS`` takes what the
-constructor of the backend takes; ``CACHE_DEFAULT_TIMEOUT``, ``CACHE_KEY_PREFIX``,
-``CACHE_IGNORE_ERRORS`` and ``CACHE_SERIALIZER`` mean what they mean there.
+The client is that of the app's ``StateServer``, whichever of the two is made first.
+Without one the app's ``STATE_SERVER_ADDRESS``, ``STATE_SERVER_DATA_DIR`` and so on say
+which manager, as for ``state_server.integrations.flask``. ``CACHE_OPTIONS`` takes what
+the constructor of the backend takes; ``CACHE_DEFAULT_TIMEOUT``, ``CACHE_KEY_PREFIX``,
+``CACHE_IGNORE_ERRORS`` and ``CACHE_SERIALIZER`` mean what they mean there. A call of
+the cache is given up after the option ``call_timeout_s``; ``STATE_SERVER_TIMEOUT`` has
+no say in that.
 """
 
 from __future__ import annotations
@@ -37,11 +40,21 @@ from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response as BaseResponse
 
+import state_server
 from state_server import codec
-from state_server.errors import NotAllowed
+from state_server.errors import ConfigError, NotAllowed
 
 from . import caching
-from .flask import read_config
+from . import options as checks
+from .flask import client_of, read_config
+
+#: What says which manager an app asks.
+MANAGER_KEYS = (
+    "STATE_SERVER_ADDRESS",
+    "STATE_SERVER_DATA_DIR",
+    "STATE_SERVER_AUTHKEY",
+    "STATE_SERVER_AUTHKEY_FILE",
+)
 
 CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 
@@ -166,7 +179,13 @@ class StateServerCache(caching.StateServerCache, BaseCache):
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> StateServerCache:
-        """Return the cache of an app; nothing is connected."""
+        """Return the cache of an app; nothing is connected.
+
+        Raises ``ConfigError`` for an option that does not fit or is not there.
+        """
+        if "default_timeout" not in (config.get("CACHE_OPTIONS") or {}):
+            lifetime = config.get("CACHE_DEFAULT_TIMEOUT")
+            checks.lifetime("CACHE_DEFAULT_TIMEOUT", lifetime, ConfigError)
         options = {
             "key_prefix": config.get("CACHE_KEY_PREFIX"),
             "ignore_delete_many_errors": config.get("CACHE_IGNORE_ERRORS", False),
@@ -174,10 +193,7 @@ class StateServerCache(caching.StateServerCache, BaseCache):
         }
         elsewhere = {"client", "address", "authkey", "data_dir"} & set(options)
         if not args and not elsewhere:
-            manager = read_config(config, app.name)
-            options["address"] = manager.address
-            options["authkey"] = manager.authkey
-            options["data_dir"] = manager.data_dir
+            options["client"] = _client_for(app, config)
         return cls(*args, **options)
 
     def get(self, key: str) -> Any:
@@ -212,6 +228,19 @@ class StateServerCache(caching.StateServerCache, BaseCache):
         for key, value in mapping.items():
             self.add(key, value, timeout)
         return list(mapping)
+
+
+def _client_for(
+    app: Flask, config: Mapping[str, Any]
+) -> state_server.Client | Callable[[], state_server.Client]:
+    """Return the client that the cache's own configuration names, or the app's."""
+    if all(config.get(key) == app.config.get(key) for key in MANAGER_KEYS):
+        # Asked for when it is needed: StateServer(app) may come after the cache.
+        return functools.partial(client_of, app)
+    manager = read_config(config, app.name)
+    return state_server.connect(
+        manager.address, manager.authkey, data_dir=manager.data_dir
+    )
 
 
 class Cache(flask_caching.Cache):

@@ -19,8 +19,9 @@ from flask_session.defaults import Defaults
 
 from ..client import Client
 from ..errors import StateServerError
+from ..session_answers import Outcome
 from .session_draft import Draft
-from .session_store import EMPTIED, GONE, SessionConfig, SessionStore, name_of
+from .session_store import SessionConfig, SessionStore, name_of
 from .sessions import StateServerSession, become_answer
 
 
@@ -158,7 +159,7 @@ class FlaskSessionInterface(ServerSideSessionInterface):  # type: ignore[misc]
             renew=self.app.config["SESSION_REFRESH_EACH_REQUEST"],
         )
         session.draft = draft
-        session.is_over = what in (EMPTIED, GONE)
+        session.is_over = what in (Outcome.EMPTIED, Outcome.GONE)
         self._name(session, draft)
 
     def _new_store_id(self) -> str:

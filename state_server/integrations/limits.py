@@ -8,9 +8,15 @@ Importing this module makes ``stateserver://`` known:
 
 The rest of the address says which manager:
 
-    stateserver://                  the one of STATE_SERVER_ADDRESS or the data folder
+    stateserver://                  that of the app; outside of one, of the environment
     stateserver://host:port         one at a port, IPv6 addresses in brackets
     stateserver:///path/to/socket   one at a Unix socket
+
+The manager of the app is the one of its ``StateServer`` or, without that, of its
+configuration (``STATE_SERVER_ADDRESS``, ``STATE_SERVER_DATA_DIR`` and so on). It is
+looked for with each call, in the app context of that call, and outside of any it is the
+one that was found last. Before there was one, and without Flask, it is that of the
+environment variables of the same names, or of the folder ``var``.
 
 Options, as ``RATELIMIT_STORAGE_OPTIONS``, as arguments of ``storage_from_string`` or,
 the key excepted, as a query (``stateserver://?data_dir=var&region=api``):
@@ -18,7 +24,7 @@ the key excepted, as a query (``stateserver://?data_dir=var&region=api``):
     authkey         the key; if left out, from the environment or the data folder
     data_dir        the data folder of the manager
     region          whose limits: regions have nothing in common (default: "default")
-    call_timeout_s  seconds until a call is given up (default: 5)
+    call_timeout_s  seconds until a call is given up (default: 5), whatever the client's
     class_name      the name that the class of the region is shared as
 """
 
@@ -33,8 +39,14 @@ from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Sto
 import state_server
 from state_server.errors import ConfigError, Overloaded, StateServerError
 
+from . import options as checks
+from .flask import client_of
+
 #: What may stand in the query of an address. An address is logged; a key is not.
 _QUERY = {"data_dir": str, "region": str, "call_timeout_s": float, "class_name": str}
+
+#: The options.
+_OPTIONS = {*_QUERY, "authkey"}
 
 
 class StateServerStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
@@ -42,10 +54,11 @@ class StateServerStorage(Storage, MovingWindowSupport, SlidingWindowCounterSuppo
 
     ``uri`` and the options are those of the module. Nothing is connected before the
     first call. All errors are of the package's family (``base_exceptions``);
-    ``wrap_exceptions`` wraps them as ``limits.errors.StorageError``.
+    ``wrap_exceptions`` wraps them as ``limits.errors.StorageError``. Raises
+    ``ConfigError`` for an option that does not fit or is not there.
 
-    ``storage``, the handle of the region, and ``wrap_exceptions`` are set once. Any
-    thread may use it, and one made before a fork works after it.
+    Any thread may use it, and one made before a fork works after it. The fields are set
+    once, but ``_last``, a client and its handle of the region, which is replaced whole.
     """
 
     STORAGE_SCHEME = ["stateserver"]  # noqa: RUF012 - the base declares it so
@@ -60,24 +73,33 @@ class StateServerStorage(Storage, MovingWindowSupport, SlidingWindowCounterSuppo
     ) -> None:
         super().__init__(uri, wrap_exceptions)
         address, query = _parsed(uri or "stateserver://")
-        unknown = set(options) - set(_QUERY)
-        if unknown:
-            raise ConfigError(
-                f"A rate limit storage has no option {', '.join(sorted(unknown))}; "
-                f"there are authkey, {', '.join(_QUERY)}."
-            )
+        checks.refuse_unknown("A rate limit storage", options, _OPTIONS)
         chosen: dict[str, Any] = {**query, **options}
-        self.storage = state_server.connect(
-            address, authkey, data_dir=chosen.get("data_dir")
-        ).get(
-            chosen.get("class_name", "RateLimits"),
-            chosen.get("region", "default"),
-            timeout=chosen.get("call_timeout_s", 5.0),
+        data_dir = chosen.get("data_dir")
+        self._is_of_the_app = (address, authkey, data_dir) == (None, None, None)
+        client = state_server.connect(address, authkey, data_dir=data_dir)
+        self._last: tuple[state_server.Client, Any] = client, None
+        self._names = (
+            checks.text("class_name", chosen.get("class_name", "RateLimits")),
+            checks.text("region", chosen.get("region", "default")),
+        )
+        self._call_timeout_s = checks.seconds(
+            "call_timeout_s", chosen.get("call_timeout_s", 5.0), above_zero=True
         )
 
     def __repr__(self) -> str:
         """Say whose windows these are."""
         return f"<StateServerStorage {self.storage!r}>"
+
+    @property
+    def storage(self) -> Any:
+        """Return the handle of the region."""
+        known, region = self._last
+        client = (client_of() if self._is_of_the_app else None) or known
+        if client is not known or region is None:
+            region = client.get(*self._names, timeout=self._call_timeout_s)
+            self._last = client, region
+        return region
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -174,11 +196,12 @@ def _parsed(uri: str) -> tuple[str | None, dict[str, Any]]:
         address = f"unix://{unquote(parts.path)}"
     query: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _QUERY:
+        if name == "authkey":
             raise ConfigError(
-                f"The address of a rate limit storage has {name!r} in its query, where "
-                f"there may be {', '.join(_QUERY)}."
+                "The address of a rate limit storage has a key in its query; it is "
+                "logged. Give the key as the option authkey, or in the environment."
             )
+        checks.refuse_unknown("The address of a rate limit storage", [name], _QUERY)
         try:
             query[name] = _QUERY[name](text)
         except ValueError:

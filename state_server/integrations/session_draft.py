@@ -16,20 +16,10 @@ from markupsafe import Markup
 from ..codec import allow, decode, encode
 from ..errors import NotAllowed, StateServerError, TooLarge
 from ..messages import Reference
-from .session_store import (
-    EMPTIED,
-    GONE,
-    SAVED,
-    Loaded,
-    SessionStore,
-    id_beside,
-    name_of,
-)
+from ..session_answers import Outcome, Rule, holds_something
+from .session_store import Loaded, SessionStore, id_beside, name_of
 
 log = logging.getLogger("state_server.sessions")
-
-#: A key that makes no session by itself: an app may set it in every request.
-PERMANENT = "_permanent"
 
 #: Values of these types are packed as they were unpacked, always.
 _ATOMS = (type(None), bool, int, float, str, bytes)
@@ -219,15 +209,16 @@ class Draft:
         self.user = self._sid = ""
         self._cleared = True
 
-    def save(self, lifetime_s: float, *, changed: bool, renew: bool) -> str:
+    def save(self, lifetime_s: float, *, changed: bool, renew: bool) -> Outcome | None:
         """Tell the manager in one call what this request did; return what came of it.
 
-        ``""``: there was nothing to tell. ``changed``: save it even if no value differs
-        from what was read. ``renew``: prolong a session that was only read, if that is
-        due. After an error the session is as it was, and this draft saves no more.
+        ``None``: there was nothing to tell. ``changed``: save it even if no value
+        differs from what was read. ``renew``: prolong a session that was only read, if
+        that is due. After an error the session is as it was, and this draft saves no
+        more.
         """
         if self._is_over:
-            return ""
+            return None
         # Until the manager has said that all is well.
         self._is_over = True
         changes = self.values.changes()
@@ -239,25 +230,25 @@ class Draft:
         elif self.has_changed or (renew and self._is_due(lifetime_s)):
             what, version = self._saved(changes, lifetime_s, renamed=renamed)
         else:
-            what, version = "", 0
-        if what == SAVED:
+            what, version = None, 0
+        if what is Outcome.SAVED:
             self._go_on(changes, version)
-        if what == GONE and self.has_changed:
+        if what is Outcome.GONE and self.has_changed:
             log.warning(
                 "A session ended (by logout, revocation or expiry) while a request "
                 "that changed it still ran; these changes were dropped: %s",
                 ", ".join(map(repr, changes.names()[:20])) or "a new id",
             )
-        self._is_over = what not in ("", SAVED)
+        self._is_over = what not in (None, Outcome.SAVED)
         return what
 
-    def _begun(self, changes: Changes, lifetime_s: float) -> tuple[str, int]:
+    def _begun(self, changes: Changes, lifetime_s: float) -> tuple[Outcome | None, int]:
         """Begin a session, in the place of one that was cleared or by itself.
 
         Nothing was stored of it before, so what it holds was added.
         """
         former = self.former and name_of(self.former)
-        if self.user or any(key != PERMANENT for key in self.values):
+        if self.user or holds_something(self.values):
             return self._store.create(
                 name_of(self.sid),
                 changes.added,
@@ -267,15 +258,15 @@ class Draft:
             )
         if former:
             self._store.end(former)
-        return (EMPTIED if self._cleared else ""), 0
+        return (Outcome.EMPTIED if self._cleared else None), 0
 
     def _saved(
         self, changes: Changes, lifetime_s: float, *, renamed: bool
-    ) -> tuple[str, int]:
+    ) -> tuple[Outcome, int]:
         """Change the session that was read."""
         assert self._loaded is not None
         added, replaced, removed = changes
-        if self._store.config.conflict == "last" and changes.names():
+        if self._store.config.conflict == Rule.LAST and changes.names():
             added, replaced = self.values.whole(), {}
         return self._store.save(
             name_of(self.former),

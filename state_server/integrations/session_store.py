@@ -7,6 +7,8 @@ SHA-256 of it. Values come here packed. Flask may not enter.
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,15 +16,20 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple, NoReturn
 
 from ..client import Client
-from ..errors import ConfigError, Overloaded, Refused, TooLarge
+from ..errors import ConfigError, Overloaded, Refused, StateServerError, TooLarge
+from ..session_answers import Answer, Outcome, Rule
 
 #: The shared class that holds the sessions, and among how many objects of it they are
 #: spread. Another number would look for every session in the wrong place.
 SHARD_CLASS = "SessionShard"
 SHARDS = 64
 
-#: How two requests that change one session at the same time are brought together.
-RULES = ("merge", "last", "error")
+#: The name of an app is part of the names of its objects.
+NAMESPACE_LENGTH_MAX = 200
+
+#: Least limit of the number of sessions. Each shard holds its part of the limit, and
+#: chance fills them unevenly: parts of fewer than 16 would be full much too soon.
+COUNT_LEAST = 16 * SHARDS
 
 
 class SessionConflict(Refused):
@@ -34,26 +41,56 @@ class SessionConflict(Refused):
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """What an app decided about its sessions."""
+    """What an app decided about its sessions.
 
-    #: Whose sessions they are: apps with different names share none.
+    Raises ``ConfigError`` naming the field and its value when one does not fit.
+    """
+
+    #: Whose sessions they are: apps with different names share none. Text of 1 to 200
+    #: characters.
     namespace: str
-    #: One of ``RULES``.
-    conflict: str = "merge"
+    #: The value of a ``Rule``.
+    conflict: str = Rule.MERGE.value
     #: Bytes of all keys and packed values of one session.
     bytes_max: int = 1024 * 1024
-    #: Sessions of the app that have not expired.
+    #: Sessions of the app that have not expired; at least ``COUNT_LEAST``.
     count_max: int = 1_000_000
     #: Part of the lifetime after which a session that is only read is renewed.
     touch_share: float = 0.01
+    #: Seconds until a call of the session is given up.
+    call_timeout_s: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse a rule that there is not."""
-        if self.conflict not in RULES:
-            raise ConfigError(
-                f"The rule for conflicts is {self.conflict!r}; expected one of "
-                f"{', '.join(RULES)}."
-            )
+        """Refuse what does not fit."""
+        _check_text("namespace", self.namespace, NAMESPACE_LENGTH_MAX)
+        rules = [rule.value for rule in Rule]
+        if self.conflict not in rules:
+            _refuse("conflict", self.conflict, f"one of {', '.join(rules)}")
+        _check_count("bytes_max", self.bytes_max, 1)
+        _check_count("count_max", self.count_max, COUNT_LEAST)
+        if not _is_number(self.touch_share) or not 0 <= self.touch_share <= 1:
+            _refuse("touch_share", self.touch_share, "a number from 0 to 1")
+        seconds = self.call_timeout_s
+        if not _is_number(seconds) or not 0 < seconds < float("inf"):
+            _refuse("call_timeout_s", seconds, "a number of seconds above 0")
+
+
+def _check_text(field: str, value: object, length_max: int) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= length_max:
+        _refuse(field, value, f"text of 1 to {length_max} characters")
+
+
+def _check_count(field: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        _refuse(field, value, f"a whole number from {least}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _refuse(field: str, value: object, expected: str) -> NoReturn:
+    raise ConfigError(f"{field} is {value!r:.300}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +99,7 @@ class SessionInfo:
 
     ``id`` names it for ``revoke``; it is not what the cookie holds, and lets nobody in.
     ``user`` is ``None`` for a session that is not bound. ``last_seen`` is as exact as
-    the renewals are frequent.
+    the renewals are frequent. ``size_bytes`` is that of all keys and packed values.
     """
 
     id: str
@@ -70,7 +107,7 @@ class SessionInfo:
     created: datetime
     last_seen: datetime
     expires: datetime
-    size: int
+    size_bytes: int
 
 
 class Loaded(NamedTuple):
@@ -94,7 +131,11 @@ class SessionStore:
         self.client = client
         self.config = config
         self._shards = [
-            client.get(SHARD_CLASS, f"{config.namespace}:{number}")
+            client.get(
+                SHARD_CLASS,
+                f"{config.namespace}:{number}",
+                timeout=config.call_timeout_s,
+            )
             for number in range(SHARDS)
         ]
 
@@ -103,14 +144,12 @@ class SessionStore:
     def overview(self, user: str | None = None, limit: int = 1000) -> list[SessionInfo]:
         """Return the sessions of a user, or of all, the latest seen first.
 
-        At most ``limit`` of them; which ones, if there are more, is not said.
+        If there are more than ``limit``, those that were seen latest.
         """
-        rows: list[Any] = []
-        for shard in self._shards:
-            if len(rows) >= limit:
-                break
-            rows += shard.overview(user, limit - len(rows))
-        rows.sort(key=lambda row: -row[3])
+        found = (shard.overview(user, limit) for shard in self._shards)
+        rows: list[Any] = heapq.nlargest(
+            limit, itertools.chain.from_iterable(found), key=lambda row: row[3]
+        )
         return [
             SessionInfo(
                 name, bound or None, _moment(made), _moment(seen), _moment(ends), size
@@ -155,11 +194,11 @@ class SessionStore:
         lifetime_s: float,
         user: str = "",
         in_place_of: str = "",
-    ) -> tuple[str, int]:
+    ) -> tuple[Outcome, int]:
         """Begin a session, and end the one that it takes the place of.
 
-        Both are in one shard then, see ``id_beside``. Return what became of it (one of
-        the words below) and the version. Raises ``TooLarge`` or ``Overloaded``.
+        Both are in one shard then, see ``id_beside``. Return what became of it and the
+        version. Raises ``TooLarge`` or ``Overloaded``.
         """
         self._check_size(values)
         answer = self._shard(name).create(
@@ -168,10 +207,10 @@ class SessionStore:
             user=user,
             lifetime_s=lifetime_s,
             bytes_max=self.config.bytes_max,
-            sessions_max=-(-self.config.count_max // SHARDS),
+            sessions_max=self._shard_sessions_max,
             in_place_of=in_place_of,
         )
-        return self._judged(*answer)
+        return self._judged(answer)
 
     def save(
         self,
@@ -184,14 +223,14 @@ class SessionStore:
         lifetime_s: float,
         user: str | None = None,
         new_name: str = "",
-    ) -> tuple[str, int]:
+    ) -> tuple[Outcome, int]:
         """Change a session by what a request did that has read version ``base`` of it.
 
         With the rule ``"last"``, ``added`` is all that the session is to hold.
         ``user``: whom to bind it to, ``""`` for nobody, ``None`` for no change.
         ``new_name``: what it is called from now on, in the same shard. Return what
-        became of it (one of the words below) and the version. Raises ``TooLarge`` or
-        ``SessionConflict``; the session is then as it was.
+        became of it and the version. Raises ``TooLarge`` or ``SessionConflict``; the
+        session is then as it was.
         """
         self._check_size({**added, **replaced})
         answer = self._shard(name).save(
@@ -206,11 +245,15 @@ class SessionStore:
             bytes_max=self.config.bytes_max,
             new_name=new_name,
         )
-        return self._judged(*answer)
+        return self._judged(answer)
 
     def end(self, name: str) -> None:
         """End a session, if there is one."""
         self._shard(name).end(name)
+
+    @property
+    def _shard_sessions_max(self) -> int:
+        return -(-self.config.count_max // SHARDS)
 
     def _shard(self, name: str) -> Any:
         if not _NAME.fullmatch(name):
@@ -233,27 +276,37 @@ class SessionStore:
             "and its key in the session."
         )
 
-    def _judged(self, what: str, detail: Any) -> tuple[str, int]:
+    def _judged(self, answer: Answer) -> tuple[Outcome, int]:  # noqa: RET503
         """Return an answer of a shard, or raise what it means."""
-        if what == "too large":
-            self._refuse_size(detail)
-        if what == "full":
-            raise Overloaded(
-                f"The app {self.config.namespace!r} has as many sessions as it may, "
-                f"{self.config.count_max} (STATE_SERVER_SESSIONS_MAX); this one was "
-                "not begun."
-            )
-        if what == "conflict":
-            raise SessionConflict(
-                "The session was not saved and stays as it was: another request "
-                f"changed its value {detail!r} at the same time."
-            )
-        return what, detail
+        what, detail = answer
+        try:
+            outcome = Outcome(what)
+        except ValueError:
+            raise StateServerError(
+                f"The manager answered {what!r:.100} to a change of a session, which "
+                "is no answer that this release knows; run the manager and the app "
+                "with the same release."
+            ) from None
+        # Without a last resort: the type checker sees that no member is left out.
+        match outcome:
+            case Outcome.SAVED | Outcome.EMPTIED | Outcome.GONE:
+                return outcome, int(detail)
+            case Outcome.TOO_LARGE:
+                self._refuse_size(str(detail))
+            case Outcome.FULL:
+                raise Overloaded(
+                    "A session was not begun, because the shard that it belongs to is "
+                    f"full: each of {SHARDS} holds {self._shard_sessions_max} sessions "
+                    f"of the app {self.config.namespace!r}, a part of its limit "
+                    f"{self.config.count_max}. Raise that (STATE_SERVER_SESSIONS_MAX), "
+                    "or let sessions expire sooner (PERMANENT_SESSION_LIFETIME)."
+                )
+            case Outcome.CONFLICT:
+                raise SessionConflict(
+                    "The session was not saved and stays as it was: another request "
+                    f"changed its value {detail!r} at the same time."
+                )
 
-
-#: What became of a change: it was made; it left nothing, so the session has ended; the
-#: session had ended before, and nothing was kept.
-SAVED, EMPTIED, GONE = "saved", "emptied", "gone"
 
 _NAME = re.compile("[0-9a-f]{64}")
 

@@ -19,8 +19,9 @@ from flask import Flask, Request, Response
 from flask.sessions import SessionInterface, SessionMixin
 
 from ..errors import StateServerError
+from ..session_answers import Outcome
 from .session_draft import Draft
-from .session_store import EMPTIED, SAVED, SessionStore, name_of
+from .session_store import SessionStore, name_of
 
 #: What an id of ours looks like; anything else in a cookie is not asked for.
 _ID = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -156,15 +157,15 @@ class StateServerSession(SessionMixin):
         self._read().regenerate()
         self._assigned = True
 
-    def save(self, lifetime_s: float, *, renew: bool) -> str:
+    def save(self, lifetime_s: float, *, renew: bool) -> Outcome | None:
         """Save what this request changed; return what became of the session.
 
-        ``""``: nothing. ``renew``: whether to prolong a session that was only read, if
-        that is due. After an error the session is as it was.
+        ``None``: nothing. ``renew``: whether to prolong a session that was only read,
+        if that is due. After an error the session is as it was.
         """
         draft = self._draft
         if draft is None:
-            return ""
+            return None
         what = draft.save(lifetime_s, changed=self._is_forced, renew=renew)
         # The comparison knows better: of changes in place, and of values assigned that
         # were there already, as the flag ``permanent`` is in many an app.
@@ -220,13 +221,13 @@ class StateServerSessionInterface(SessionInterface):
             )
         except StateServerError as error:
             become_answer(app, response, error)
-            what = ""
+            what = None
         if session.accessed:
             response.vary.add("Cookie")
         name = self.get_cookie_name(app)
-        if what == EMPTIED:
+        if what is Outcome.EMPTIED:
             response.delete_cookie(name, **self._attributes(app))
-        elif what == SAVED and self.should_set_cookie(app, session):
+        elif what is Outcome.SAVED and self.should_set_cookie(app, session):
             response.set_cookie(
                 name,
                 session.sid,

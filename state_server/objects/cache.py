@@ -28,6 +28,11 @@ log = logging.getLogger("state_server.objects")
 #: up. It keeps a cache of a million tiny values within its bound, too.
 ENTRY_BYTES = 350
 
+#: An integer of more digits is refused by the codec (``digits_max``), so that nobody
+#: could read it.
+DIGITS_MAX = 4300
+_INTEGERS_END = 10**DIGITS_MAX
+
 #: A value is opaque, except that an integer can be counted up and down.
 Value = bytes | int
 
@@ -65,7 +70,8 @@ class CacheRegion:
     """One cache: entries by key, bounded in number and bytes, forgotten with time.
 
     ``entries_max``: entries. ``bytes_max``: keys and values with their bookkeeping,
-    in bytes of memory. ``leases_max``: computations under way.
+    in bytes of memory. ``leases_max``: computations under way; above it the oldest
+    lease is forgotten, so that its value is not stored.
 
     Its fields are used in the object's own turns only, as those of every shared
     object. Times come from the manager's monotonic clock, which nobody sets.
@@ -89,7 +95,9 @@ class CacheRegion:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._has_been_full = False
-        self._leases_edge = Edge(log, "computations for a cache region", leases_max)
+        self._leases_edge = Edge(
+            log, "computations for a cache region (leases_max)", leases_max
+        )
         self._hits = self._misses = self._evictions = 0
 
     # Reading -------------------------------------------------------------------------
@@ -134,7 +142,8 @@ class CacheRegion:
 
         Below 0 it has ended already. For ``stale_s`` more seconds it may be given to
         those who would have to wait for another. Raises ``ValueError`` for a value
-        that is larger than the whole region may be.
+        that is larger than the whole region may be, for an integer of more than 4300
+        digits, and for times that are no number.
         """
         self._leases.pop(key, None)
         self._put(key, value, timeout_s, stale_s)
@@ -158,23 +167,29 @@ class CacheRegion:
         """Add ``delta`` to an integer and return the sum; a missing one counts as 0.
 
         ``timeout_s`` is for one that was missing; another ends when it would have.
-        Raises ``TypeError`` for a value that is no integer.
+        Raises ``TypeError`` for a value or a ``delta`` that is no integer, and
+        ``ValueError`` for a sum that ``set`` would refuse.
         """
+        if not isinstance(delta, int):
+            raise TypeError(
+                f"The cached value of {key!r:.100} is counted by integers, not by a "
+                f"{type(delta).__name__}."
+            )
+        now = self._now()
         entry = self._fresh(key)
         if entry is None:
-            self.set(key, delta, timeout_s)
-            return delta
+            total = int(delta)
+            self.set(key, total, timeout_s)
+            return total
         if not isinstance(entry.value, int):
             raise TypeError(
-                f"The cached value of {key!r} is no integer, so {delta} cannot be "
+                f"The cached value of {key!r:.100} is no integer, so nothing can be "
                 "added to it; set it to an integer first."
             )
         total = entry.value + delta
-        size = _size(key, total)
+        size = self._check_size(key, total)
         self._leases.pop(key, None)
-        self._entries[key] = entry._replace(value=total, size=size)
-        self._entries.move_to_end(key)
-        self._bytes += size - entry.size
+        self._keep(key, entry._replace(value=total, size=size), now)
         return total
 
     def delete(self, key: str) -> bool:
@@ -284,33 +299,53 @@ class CacheRegion:
                 f"The value of {key!r:.100} takes {size} bytes in the cache, which has "
                 f"{limit} in all (cache_bytes_max). It was not stored."
             )
+        if isinstance(value, int) and not -_INTEGERS_END < value < _INTEGERS_END:
+            raise ValueError(
+                f"The value of {key!r:.100} is an integer of more than {DIGITS_MAX} "
+                "digits (digits_max), which cannot travel. It was not stored."
+            )
         return size
 
     def _put(self, key: str, value: Value, timeout_s: float, stale_s: float) -> None:
         size = self._check_size(key, value)
         now = self._now()
-        former = self._stays_until(key)
-        if former is not None:
-            self._drop(key)
-            former = former if former > now else None
         fresh_until = now + timeout_s if timeout_s else math.inf
         stays_until = fresh_until + stale_s
-        if stays_until <= now:
-            return
-        self._make_room(size, now)
-        self._entries[key] = _Entry(value, fresh_until, stays_until, size)
-        self._bytes += size
-        self._ended.note(key, stays_until, former)
+        if math.isnan(stays_until):
+            raise ValueError(
+                f"The value of {key!r:.100} was to be kept for {timeout_s!r} s and "
+                f"{stale_s!r} s more, which is no time. It was not stored."
+            )
+        former = self._stays_until(key)
+        if former is not None and min(former, stays_until) <= now:
+            self._drop(key)
+        if stays_until > now:
+            self._keep(key, _Entry(value, fresh_until, stays_until, size), now)
 
-    def _make_room(self, size: int, now: float) -> None:
+    def _keep(self, key: str, entry: _Entry, now: float) -> None:
+        """Put an entry where none is or another one stays; others leave for it."""
+        former = self._entries.get(key)
+        more, growth = 1, entry.size
+        if former is not None:
+            # It is there until its place is taken: while it were away, the queue
+            # would forget when the key ends.
+            more, growth = 0, entry.size - former.size
+            self._entries.move_to_end(key)
+        self._make_room(more, growth, now)
+        self._entries[key] = entry
+        self._bytes += growth
+        former_until = None if former is None else former.stays_until
+        self._ended.note(key, entry.stays_until, former_until)
+
+    def _make_room(self, more: int, growth: int, now: float) -> None:
         """Let go of what has ended, then of what was used least recently."""
         # Two for each that comes: what has ended leaves quicker than it gathers, and
         # no call pays for thousands.
         for _ in range(2):
             self._drop_ended(now)
         while (
-            len(self._entries) >= self._entries_max
-            or self._bytes + size > self._bytes_max
+            len(self._entries) + more > self._entries_max
+            or self._bytes + growth > self._bytes_max
         ):
             if not self._drop_ended(now):
                 self._evict()

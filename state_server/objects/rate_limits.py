@@ -141,7 +141,9 @@ class RateLimits:
         self._fixed: _Windows[_Fixed] = _Windows()
         self._moving: _Windows[_Moving] = _Windows()
         self._sliding: _Windows[_Sliding] = _Windows()
-        self._edge = Edge(log, "records of rate limits", records_max)
+        self._edge = Edge(
+            log, "records of rate limits (rate_limit_records_max)", records_max
+        )
 
     # Fixed windows -------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ visitor's cookie, so that what is on disk lets nobody in.
 
 from __future__ import annotations
 
+import heapq
 import operator
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -14,20 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..journal import now
+from ..session_answers import Answer, Outcome, Rule, holds_something
 from ..sharing import readonly
-
-#: What became of a change: the first part of its answer. In brackets: the second part.
-SAVED = "saved"  # (the new version)
-EMPTIED = "emptied"  # Nothing was left of the session, and it has ended. (0)
-GONE = "gone"  # There is no such session, now or any more; nothing was kept. (0)
-CONFLICT = "conflict"  # Another request has changed the same key. (the key)
-TOO_LARGE = "too large"  # It would be over the limit. (the largest changed key)
-FULL = "full"  # The shard holds as many sessions as it may. (0)
-
-Answer = tuple[str, int | str]
-
-#: A key that makes no session by itself: whether the cookie outlives the browser.
-BY_ITSELF_NOTHING = "_permanent"
 
 #: Sessions looked at for their expiry with each change, and when the shard is full.
 _LOOKED_AT = 4
@@ -108,22 +97,22 @@ class SessionShard:
         """Begin a session; one that it takes the place of has ended with that.
 
         ``name`` must be new: what exists is never overwritten. Return an answer, see
-        above.
+        ``Outcome``.
         """
         time = now()
         self._clear_away(time, _LOOKED_AT)
         if _size(values) > bytes_max:
-            return TOO_LARGE, _largest(values)
+            return Outcome.TOO_LARGE.value, _largest(values)
         if name in self._sessions:
-            return GONE, 0
+            return Outcome.GONE.value, 0
         if in_place_of not in self._sessions and not self._has_room(sessions_max, time):
-            return FULL, 0
+            return Outcome.FULL.value, 0
         self._end(in_place_of)
         session = _Session("", time, time, time + lifetime_s, 1)
         session.values = {key: (1, value) for key, value in values.items()}
         self._sessions[name] = session
         self._bind(name, session, user)
-        return SAVED, 1
+        return Outcome.SAVED.value, 1
 
     def save(
         self,
@@ -148,36 +137,37 @@ class SessionShard:
         for no change. ``new_name``: what the session is called from now on.
 
         Only what exists is changed: a session that has ended is not brought back.
-        Return an answer, see above.
+        Return an answer, see ``Outcome``. Raises ``ValueError`` for another rule.
         """
+        chosen = Rule(rule)
         time = now()
         self._clear_away(time, _LOOKED_AT)
         session = self._living(name, time)
         if session is None or (new_name and new_name in self._sessions):
-            return GONE, 0
+            return Outcome.GONE.value, 0
         gone = dict.fromkeys(removed)
         changed = {**added, **replaced}
         if changed or gone:
-            if rule == "error":
+            if chosen is Rule.ERROR:
                 key = _contested(session, base, added, [*replaced, *gone])
                 if key is not None:
-                    return CONFLICT, key
+                    return Outcome.CONFLICT.value, key
             former = session.size()
-            values = _merged(session, changed, gone, whole=rule == "last")
+            values = _merged(session, changed, gone, whole=chosen is Rule.LAST)
             size = _size({key: value for key, (_, value) in values.items()})
             # A session may always shrink, even where the limit was lowered since.
             if size > bytes_max and size > former:
-                return TOO_LARGE, _largest(changed)
-            if _holds_something(session.values) and not _holds_something(values):
+                return Outcome.TOO_LARGE.value, _largest(changed)
+            if holds_something(session.values) and not holds_something(values):
                 self._end(name)
-                return EMPTIED, 0
+                return Outcome.EMPTIED.value, 0
             session.version += 1
             session.values = values
         session.seen, session.expires = time, time + lifetime_s
         self._bind(name, session, user)
         if new_name:
             self._rename(name, new_name)
-        return SAVED, session.version
+        return Outcome.SAVED.value, session.version
 
     def end(self, name: str) -> bool:
         """End a session; tell whether there was one."""
@@ -200,20 +190,28 @@ class SessionShard:
     ) -> list[tuple[str, str, float, float, float, int]]:
         """Return name, user, created, seen, expires and bytes of each session.
 
-        ``user``: whose; ``None`` for all. At most ``count_max`` of them.
+        ``user``: whose; ``None`` for all. The ``count_max`` that were seen latest, and
+        of these the latest first.
         """
         time = now()
         names = self._sessions if user is None else self._users.get(user, {})
-        found: list[tuple[str, str, float, float, float, int]] = []
-        for name in names:
-            session = self._living(name, time)
-            if session is None:
-                continue
-            if len(found) >= count_max:
-                break
-            times = (session.created, session.seen, session.expires)
-            found.append((name, session.user, *times, session.size()))
-        return found
+        living = ((name, self._living(name, time)) for name in names)
+        found = heapq.nlargest(
+            count_max,
+            ((name, session) for name, session in living if session is not None),
+            key=lambda item: item[1].seen,
+        )
+        return [
+            (
+                name,
+                session.user,
+                session.created,
+                session.seen,
+                session.expires,
+                session.size(),
+            )
+            for name, session in found
+        ]
 
     def _living(self, name: str, time: float) -> _Session | None:
         session = self._sessions.get(name)
@@ -296,10 +294,6 @@ def _merged(
     version = session.version + 1
     values.update((key, (version, value)) for key, value in changed.items())
     return values
-
-
-def _holds_something(values: Mapping[str, object]) -> bool:
-    return bool(values.keys() - {BY_ITSELF_NOTHING})
 
 
 def _size(values: Mapping[str, bytes]) -> int:

@@ -361,6 +361,64 @@ def test_counting_what_is_no_integer(make_cache: MakeCache) -> None:
     assert cache.get("flag") is True
 
 
+@pytest.mark.parametrize("delta", [1.5, "1", None])
+def test_counting_by_what_is_no_integer(make_cache: MakeCache, delta: Any) -> None:
+    """The error names the delta; the key is as it was, and may still be read."""
+    cache = make_cache()
+    for count in (cache.inc, cache.dec):
+        with pytest.raises(TypeError, match=re.escape(f"'count' is {delta!r};")):
+            count("count", delta)
+    assert cache.get_many("count") == [None]
+    assert cache.get_or_compute("count", lambda: 3) == 3
+
+
+def test_counting_beyond_the_region(start_manager: StartManager) -> None:
+    """A sum larger than the region is ``TooLarge``, as a value would be.
+
+    So is one of more digits than an integer may have that travels.
+    """
+    manager = start_manager("--cache-bytes-max", "2048")
+    cache = StateServerCache(data_dir=manager.data_dir, call_timeout_s=20)
+    cache.set("count", 1)
+    with pytest.raises(errors.TooLarge, match="cache_bytes_max"):
+        cache.inc("count", 10**4200)
+    with pytest.raises(errors.TooLarge, match="digits_max"):
+        cache.inc("count", 10**60000)
+    assert cache.get("count") == 1
+
+
+def test_sum_that_cannot_travel(make_cache: MakeCache) -> None:
+    """A number that grows by steps ends in an error and not in one nobody can read."""
+    cache = make_cache()
+    cache.set("count", 9 * 10**4299)
+    with pytest.raises(errors.TooLarge, match="digits_max"):
+        cache.inc("count", 9 * 10**4299)
+    assert cache.get_many("count") == [9 * 10**4299]
+
+
+class OddRegion:
+    """Answers as a region of the user's own that keeps whatever it is given."""
+
+    def get(self, *_: Any, **options: Any) -> Any:
+        """Return itself as the handle, and a fraction as the value."""
+        return self if options else 1.5
+
+    def get_many(self, keys: list[str]) -> list[Any]:
+        """Return a fraction for each key."""
+        return [1.5 for _ in keys]
+
+
+def test_value_that_is_neither_bytes_nor_integer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It counts as a miss with a line in the log, and takes no page down."""
+    cache = StateServerCache(OddRegion())  # type: ignore[arg-type]
+    assert cache.get("key") is None
+    assert cache.get_many("key", "other") == [None, None]
+    assert len(caplog.records) == 3
+    assert "counts as a miss: It is a float" in caplog.text
+
+
 def test_cache_made_before_a_fork(make_cache: MakeCache) -> None:
     """A cache that was used before works in the child, and then in the parent."""
     cache = make_cache()
@@ -830,10 +888,48 @@ def test_client_or_address(manager: ManagerProcess) -> None:
     """A client and an address together are refused: one of them would be ignored."""
     with pytest.raises(errors.ConfigError, match="but not both"):
         StateServerCache(state_server.connect(data_dir="x"), data_dir="y")
-    with pytest.raises(errors.ConfigError, match="outage_pause_s is -1"):
-        StateServerCache(data_dir="x", outage_pause_s=-1)
-    with pytest.raises(errors.ConfigError):
-        StateServerCache(data_dir="x", call_timeout_s=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outage_pause_s": -1}, "outage_pause_s is -1; it is seconds"),
+        ({"call_timeout_s": 0}, "call_timeout_s is 0; it is seconds, above 0"),
+        ({"call_timeout_s": "1"}, "call_timeout_s is '1'; it is seconds"),
+        ({"default_timeout": "1 h"}, "default_timeout is '1 h'; it is seconds"),
+        ({"region": 5}, "region is 5; it is a text"),
+        ({"region": ""}, "region is ''; it is a text"),
+        ({"class_name": StateServerCache}, "class_name is <class"),
+        ({"regoin": "a"}, "no option regoin; did you mean region?"),
+        ({"timeout": 5}, "no option timeout; did you mean"),
+    ],
+)
+def test_option_of_the_cache_that_does_not_fit(
+    options: dict[str, Any], message: str
+) -> None:
+    """It is refused by its name when the cache is made."""
+    with pytest.raises(errors.ConfigError, match=re.escape(message)):
+        StateServerCache(data_dir="x", **options)
+
+
+@pytest.mark.parametrize("timeout", ["60", True, float("nan")])
+def test_timeout_that_does_not_fit(make_cache: MakeCache, timeout: Any) -> None:
+    """A value is not stored for what is no time; the error names the argument."""
+    cache = make_cache()
+    with pytest.raises(TypeError, match=f"timeout is {timeout!r}; it is seconds"):
+        cache.set("key", 1, timeout)
+    assert not cache.has("key")
+
+
+def test_client_may_be_found_later(manager: ManagerProcess) -> None:
+    """A function stands for a client and is asked with each call."""
+    clients: list[state_server.Client] = []
+    cache = StateServerCache(lambda: clients[-1], region="later", call_timeout_s=20)
+    clients.append(manager.client())
+    assert cache.set("key", {"counter": cache.client.get("SomeObj", "later")})
+    clients.append(manager.client())
+    assert cache.client is clients[1]
+    assert cache.get("key")["counter"]._caller is clients[1]
 
 
 def test_nothing_of_this_is_imported_by_the_front() -> None:

@@ -28,6 +28,11 @@ flask_caching = pytest.importorskip("flask_caching")
 
 from state_server.integrations import caching  # noqa: E402
 from state_server.integrations import flask_caching as ours  # noqa: E402
+from state_server.integrations.flask import (  # noqa: E402
+    EXTENSION,
+    StateServer,
+    client_of,
+)
 
 MakeApp = Callable[..., Flask]
 
@@ -142,6 +147,65 @@ def test_manager_of_the_options(
     cache = ours.Cache(app)
     with app.app_context():
         assert cache.get("key") == 1
+
+
+@pytest.mark.parametrize("server", ["before", "after"])
+def test_client_of_the_app(
+    make_app: MakeApp, manager: ManagerProcess, tmp_path: Path, server: str
+) -> None:
+    """The cache has no client of its own: it asks the app's, made before it or after.
+
+    Where the app has no ``StateServer``, one client is made of its configuration.
+    """
+    app = make_app()
+    del app.config["STATE_SERVER_DATA_DIR"]
+    if server == "before":
+        StateServer(app, data_dir=manager.data_dir)
+    cache = ours.Cache(app)
+    if server == "after":
+        StateServer(app, data_dir=manager.data_dir)
+    with app.app_context():
+        assert cache.set("key", 1)
+        assert cache.get("key") == 1
+    assert app.extensions["cache"][cache].client is app.extensions[EXTENSION].client
+    alone = make_app()
+    caches = [ours.Cache(alone), ours.Cache(alone)]
+    backends = [alone.extensions["cache"][cache] for cache in caches]
+    assert backends[0].client is backends[1].client is client_of(alone)
+
+
+def test_manager_of_the_caches_own_configuration(
+    make_app: MakeApp, manager: ManagerProcess, tmp_path: Path
+) -> None:
+    """What was given to the cache alone says which manager, whatever the app has."""
+    app = make_app(CACHE_OPTIONS={"call_timeout_s": 5})
+    app.config["STATE_SERVER_DATA_DIR"] = str(tmp_path)
+    StateServer(app)
+    given = {"STATE_SERVER_DATA_DIR": str(manager.data_dir)}
+    cache = ours.Cache(app, config=given)
+    with app.app_context():
+        assert cache.set("key", 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"CACHE_OPTIONS": {"regoin": "a"}}, "no option regoin; did you mean region?"),
+        ({"CACHE_OPTIONS": {"region": 5}}, "region is 5; it is a text"),
+        ({"CACHE_OPTIONS": {"call_timeout_s": 0}}, "call_timeout_s is 0; it is sec"),
+        ({"CACHE_DEFAULT_TIMEOUT": [60]}, "CACHE_DEFAULT_TIMEOUT is [60]; it is sec"),
+        (
+            {"CACHE_OPTIONS": {"default_timeout": []}},
+            "default_timeout is []; it is sec",
+        ),
+    ],
+)
+def test_option_that_does_not_fit(
+    make_app: MakeApp, config: dict[str, Any], message: str
+) -> None:
+    """It is refused when the app is made, by the name that it was given under."""
+    with pytest.raises(errors.ConfigError, match=re.escape(message)):
+        ours.Cache(make_app(**config))
 
 
 def test_nothing_connects_before_the_first_call(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server.objects.cache import ENTRY_BYTES, CacheRegion
+from state_server.measures import ValueLimits
+from state_server.objects.cache import DIGITS_MAX, ENTRY_BYTES, CacheRegion
 from state_server.objects.expiry import ExpiryQueue
 
 
@@ -141,6 +142,85 @@ def test_counting_what_is_no_number() -> None:
     assert region.get("key") == b"value"
 
 
+@pytest.mark.parametrize("delta", [1.5, "1", None, b"1"])
+@pytest.mark.parametrize("there", [False, True])
+def test_counting_by_what_is_no_integer(delta: Any, there: bool) -> None:
+    """Only integers are added, whether one is there or not; nothing changes."""
+    region = Region()
+    if there:
+        region.set("key", 7)
+    with pytest.raises(
+        TypeError, match=f"'key' is counted by .* {type(delta).__name__}"
+    ):
+        region.inc("key", delta)
+    assert region.get("key") == (7 if there else None)
+
+
+def test_counting_by_true_keeps_an_integer() -> None:
+    """``True`` counts as 1 and does not become the value."""
+    region = Region()
+    region.inc("key", True)
+    assert repr(region.get("key")) == "1"
+
+
+def test_counting_beyond_the_region() -> None:
+    """A sum that could never fit is refused as by ``set``; the value stays."""
+    region = Region(bytes_max=10_000)
+    region.set("key", 7)
+    for key in ("key", "new"):
+        with pytest.raises(ValueError, match=r"takes \d+ bytes .*cache_bytes_max"):
+            region.inc(key, 10**60000)
+    assert region.get_many(["key", "new"]) == [7, None]
+    assert region.info()["bytes"] == sum_of_sizes(region)
+
+
+def test_counting_makes_room() -> None:
+    """For a number that grows others leave, least recently used first, never itself."""
+    region = Region(bytes_max=8_000)
+    region.set("number", 1)
+    for key in "abc":
+        region.set(key, bytes(2000))
+    for digits in range(0, 4300, 100):
+        region.inc("number", 10**digits)
+        assert region.info()["bytes"] == sum_of_sizes(region) <= 8_000
+        assert region.has("number")
+    assert [key for key in "abc" if region.has(key)] == ["b", "c"]
+    assert region.info()["evictions"] == 1
+
+
+def test_counting_beyond_what_can_travel() -> None:
+    """A sum of more digits than a reply may have is refused: nobody could read it."""
+    assert ValueLimits().digits_max == DIGITS_MAX
+    region = Region()
+    most = 10**DIGITS_MAX - 1
+    for sign in (1, -1):
+        region.set("key", sign * most)
+        with pytest.raises(ValueError, match="more than 4300 digits"):
+            region.inc("key", sign)
+        assert region.get("key") == sign * most
+
+
+def test_value_set_anew_still_leaves() -> None:
+    """An entry whose end is put off twice leaves in the end without being asked for."""
+    region = Region()
+    region.set("key", b"value", timeout_s=10)
+    region.set("key", b"value", timeout_s=100)
+    region.time_s += 50
+    region.set("key", b"value", timeout_s=100)
+    region.time_s += 100
+    region.set("other", b"")
+    assert list(region._entries) == ["other"]
+
+
+@pytest.mark.parametrize("times", [(float("nan"), 0), (5, float("nan"))])
+def test_time_that_is_none(times: tuple[float, float]) -> None:
+    """What has no end is refused: it would upset the order in which others leave."""
+    region = Region()
+    with pytest.raises(ValueError, match=r"nan s.* which is no time"):
+        region.set("key", b"value", *times)
+    assert region.info()["entries"] == 0
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("key", "text"), ("key", None), (5, b""), ("key", [b""])]
 )
@@ -221,17 +301,32 @@ def test_full_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             st.sampled_from(["set", "add", "inc", "get", "delete", "clear", "wait"]),
             st.sampled_from("abcdef"),
             st.integers(-1, 12),
+            st.sampled_from([1, 1, -3, 0.5, 10**100, 10**500, 10**6000]),
         ),
         max_size=60,
     )
 )
 def test_region_does_what_a_simple_one_does(
-    steps: list[tuple[str, str, int]],
+    steps: list[tuple[str, str, int, Any]],
 ) -> None:
-    """Against a model that looks at every entry: same answers, sizes add up."""
-    region = Region(entries_max=4, bytes_max=4 * (ENTRY_BYTES + 200))
+    """Against a model that looks at every entry: same answers, sizes add up.
+
+    Numbers to store and to add may be fractions, or larger than the whole region.
+    """
+    bytes_max = 4 * (ENTRY_BYTES + 200)
+    region = Region(entries_max=4, bytes_max=bytes_max)
+
+    def size(key: str) -> int:
+        return sys.getsizeof(key) + sys.getsizeof(model[key][0]) + ENTRY_BYTES
+
+    def refused(key: str, value: Any) -> type[Exception] | None:
+        if not isinstance(value, int):
+            return TypeError
+        taken = sys.getsizeof(key) + sys.getsizeof(value) + ENTRY_BYTES
+        return ValueError if taken > bytes_max else None
+
     model: OrderedDict[str, tuple[Any, float]] = OrderedDict()
-    for verb, key, number in steps:
+    for verb, key, number, value in steps:
         for ended in [k for k, (_, at) in model.items() if at <= region.time_s]:
             del model[ended]
         timeout_s = float(number)
@@ -248,23 +343,34 @@ def test_region_does_what_a_simple_one_does(
             region.clear(key)
             model.pop(key, None)
         elif verb == "inc":
-            total = (model[key][0] if there else 0) + number
+            before = model[key][0] if there else 0
+            total = before + value if isinstance(value, int) else value
             until = model[key][1] if there else until
-            assert region.inc(key, number, timeout_s) == total
+            error = refused(key, total)
+            if error is not None:
+                with pytest.raises(error):
+                    region.inc(key, value, timeout_s)
+                continue
+            assert region.inc(key, value, timeout_s) == total
             model[key] = (total, until)
         elif verb == "set" or not there:
-            getattr(region, verb)(key, number, timeout_s)
-            model[key] = (number, until)
+            error = refused(key, value)
+            if error is not None:
+                with pytest.raises(error):
+                    getattr(region, verb)(key, value, timeout_s)
+                continue
+            getattr(region, verb)(key, value, timeout_s)
+            model[key] = (value, until)
         else:
-            assert region.add(key, number, timeout_s) is False
+            assert region.add(key, value, timeout_s) is False
         if verb not in ("delete", "clear", "wait") and key in model:
             if verb != "add" or not there:
                 model.move_to_end(key)
             if model[key][1] <= region.time_s:
                 del model[key]
-        while len(model) > 4:
+        while len(model) > 4 or sum(map(size, model)) > bytes_max:
             model.popitem(last=False)
-        assert region.info()["bytes"] == sum_of_sizes(region)
+        assert region.info()["bytes"] == sum_of_sizes(region) <= bytes_max
         assert region.info()["entries"] <= 4
     for ended in [k for k, (_, at) in model.items() if at <= region.time_s]:
         del model[ended]
@@ -374,6 +480,7 @@ def test_leases_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert region.get_or_lease("29", 10) == ("wait", None)
     assert region.get_or_lease("0", 10)[0] == "lease"
     assert len(caplog.records) == 1
+    assert "(leases_max)" in caplog.text
 
 
 # The queue of what ends --------------------------------------------------------------

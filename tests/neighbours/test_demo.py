@@ -29,6 +29,7 @@ from flask import Flask
 
 from state_server.errors import ConfigError
 from state_server.objects.demonstration import RUNS_MAX, DemonstrationCounter
+from state_server.settings import read_address_file
 from web import demo, stock_process
 from web.app import create_app
 from web.stock_process import NotAvailable, StockProcess
@@ -240,6 +241,26 @@ def test_variants_say_what_they_lack(
         assert "nowhere" not in answer.text
     assert f"there is no data folder {tmp_path / 'nowhere'}" in caplog.text
     assert client.post(f"/demo/plain-global/{RUN}").status_code == 200
+
+
+def test_sessions_that_need_no_key_are_asked_for_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the sessions of a manager there is a session, and no key is looked for."""
+    manager = ManagerProcess(tmp_path).start()
+    try:
+        client = app_without_manager(
+            tmp_path,
+            STATE_SERVER_ADDRESS=read_address_file(manager.data_dir),
+            STATE_SERVER_AUTHKEY_FILE=str(manager.data_dir / "authkey"),
+            STATE_SERVER_SESSIONS=True,
+        ).test_client()
+        for number in (1, 2):
+            answer = client.post(f"/demo/session-cookie/{RUN}")
+            assert (answer.status_code, answer.json["number"]) == (200, number)
+        assert "has no sessions" not in caplog.text
+    finally:
+        manager.stop()
 
 
 # Several processes -------------------------------------------------------------------

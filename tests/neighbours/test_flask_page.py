@@ -275,6 +275,7 @@ def test_table_of_the_configuration_is_complete() -> None:
     """Each key that the extension reads is in a table, and every key named is read."""
     source = Path(extension.__file__ or "").read_text()
     read = {f"STATE_SERVER_{name}" for name in re.findall(r'read\("(\w+)"', source)}
+    read |= set(extension.SESSION_KEYS.values())
     in_tables = set(re.findall(r"^\| `(STATE_SERVER_\w+)`", FLASK_PAGE, re.MULTILINE))
     assert len(read) > 10
     assert in_tables == read

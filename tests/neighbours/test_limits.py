@@ -26,6 +26,7 @@ limits = pytest.importorskip("limits")
 from limits.storage import storage_from_string  # noqa: E402
 from limits.strategies import STRATEGIES  # noqa: E402
 
+from state_server.integrations.flask import StateServer, client_of  # noqa: E402
 from state_server.integrations.limits import StateServerStorage  # noqa: E402
 
 PER_HOUR = limits.RateLimitItemPerHour
@@ -135,10 +136,16 @@ def test_regions_have_nothing_in_common(manager: ManagerProcess) -> None:
     [
         ("stateserver://:secret@host:1", {}, "holds a name or password"),
         ("stateserver://host:1/path", {}, "has both host"),
-        ("stateserver://?authkey=secret", {}, "'authkey' in its query"),
+        ("stateserver://?authkey=secret", {}, "has a key in its query"),
         ("stateserver://?call_timeout_s=soon", {}, "call_timeout_s='soon'"),
         ("stateserver://", {"colour": "red"}, "no option colour"),
-        ("stateserver://", {"call_timeout_s": -1}, "-1"),
+        ("stateserver://", {"regoin": "a"}, "regoin; did you mean region?"),
+        ("stateserver://?regoin=a", {}, "regoin; did you mean region?"),
+        ("stateserver://", {"call_timeout_s": -1}, "call_timeout_s is -1"),
+        ("stateserver://?call_timeout_s=0", {}, "call_timeout_s is 0"),
+        ("stateserver://", {"region": 5}, "region is 5; it is a text"),
+        ("stateserver://?region=", {}, "region is ''; it is a text"),
+        ("stateserver://", {"class_name": None}, "class_name is None; it is a text"),
         ("stateserver://host", {}, "host"),
     ],
 )
@@ -149,6 +156,75 @@ def test_address_that_does_not_fit(
     with pytest.raises(errors.ConfigError, match=re.escape(message)) as caught:
         storage_from_string(uri, **options)
     assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no manager to be found in the environment or the current folder."""
+    for name in [name for name in os.environ if name.startswith("STATE_SERVER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("server", ["before", "after", "none"])
+def test_manager_of_the_app(
+    manager: ManagerProcess, region: str, nowhere: None, server: str
+) -> None:
+    """Without an address the app's manager counts, given in whichever place and order.
+
+    What follows outside of an app context asks the same one.
+    """
+    flask_limiter = pytest.importorskip("flask_limiter")
+    app = Flask("shop")
+    if server == "before":
+        StateServer(app, data_dir=manager.data_dir)
+    elif server == "none":
+        app.config["STATE_SERVER_ADDRESS"] = manager.address
+        app.config["STATE_SERVER_AUTHKEY"] = manager.key.decode()
+    limiter = flask_limiter.Limiter(
+        lambda: "visitor",
+        app=app,
+        default_limits=["2/hour"],
+        storage_uri="stateserver://",
+        storage_options={"region": region, "call_timeout_s": 0.5},
+    )
+    if server == "after":
+        StateServer(app, data_dir=manager.data_dir)
+
+    @app.get("/")
+    def index() -> str:
+        return "here"
+
+    codes = [app.test_client().get("/").status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+    assert manager.client().get("RateLimits", region).info()["fixed_windows"] == 1
+    assert limiter.storage.reset() == 1
+
+
+def test_client_of_the_app_is_used(manager: ManagerProcess, nowhere: None) -> None:
+    """The app's client is asked itself, and each app its own; options win over it."""
+    one, other = Flask("one"), Flask("other")
+    StateServer(one, data_dir=manager.data_dir)
+    StateServer(other, data_dir="other")
+    of_the_app = storage_from_string("stateserver://", call_timeout_s=0.2)
+    given = storage_from_string("stateserver://", data_dir="given")
+    for app in (one, other):
+        with app.app_context():
+            assert of_the_app.storage._caller is client_of(app)
+            assert given.storage._caller is not client_of(app)
+            assert of_the_app.check() is (app is one)
+    assert of_the_app.storage._caller is client_of(other)
+
+
+def test_storage_without_an_app_asks_the_environment(
+    manager: ManagerProcess, nowhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of apps, and in one that says nothing, the environment names it."""
+    monkeypatch.setenv("STATE_SERVER_DATA_DIR", str(manager.data_dir))
+    storage = storage_from_string("stateserver://", region="environment")
+    assert storage.incr("key", 60) == 1
+    with Flask("shop").app_context():
+        assert storage.incr("key", 60) == 2
 
 
 def test_nothing_connects_before_the_first_call(tmp_path: Path) -> None:
@@ -198,7 +274,12 @@ def test_full_storage_is_overloaded(start_manager: StartManager) -> None:
     with pytest.raises(errors.Overloaded, match="rate_limit_records_max"):
         storage.incr("d", 60)
     assert storage.incr("a", 60) == 2
-    assert manager.log.count("Limit reached: 3 records of rate limits.") == 1
+    assert (
+        manager.log.count(
+            "Limit reached: 3 records of rate limits (rate_limit_records_max)."
+        )
+        == 1
+    )
 
 
 # Outages -----------------------------------------------------------------------------

@@ -256,6 +256,7 @@ def test_full_storage_counts_nothing_new(caplog: pytest.LogCaptureFixture) -> No
     assert ours.incr("0", 60) == 2
     assert ours.get("new") == 0
     assert len(caplog.records) == 1
+    assert "(rate_limit_records_max)" in caplog.text
     ours.time_s += 60
     assert ours.incr("new", 60) == 1
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import logging
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from http.cookies import SimpleCookie
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +28,7 @@ from markupsafe import Markup
 
 import state_server
 from state_server import codec
+from state_server.integrations import flask as flask_module
 from state_server.integrations import session_store
 from state_server.integrations.flask import StateServer
 from state_server.integrations.session_draft import Values, pack
@@ -922,18 +928,78 @@ def test_limit_of_bytes_names_the_key(make_app: MakeApp) -> None:
     assert everything(client) == {"first": "x" * 500}
 
 
-def test_limit_of_sessions(make_app: MakeApp, calls: list[str]) -> None:
+def name_in(shard: int, number: int) -> str:
+    """Return a name that belongs to a shard."""
+    return f"{shard:04x}{number:060x}"
+
+
+def test_limit_of_sessions(make_app: MakeApp) -> None:
     """When there are as many as may be, new ones get 503, and the old ones go on."""
-    app = make_app(STATE_SERVER_SESSIONS_MAX=64)
-    clients = [app.test_client() for _ in range(200)]
-    answers = [client.get("/set/a/1").status_code for client in clients]
-    assert set(answers) == {200, 503}
+    app = make_app(STATE_SERVER_SESSIONS_MAX=1024)
+    old, new = app.test_client(), app.test_client()
+    ask(old, "/set/a/1")
     with app.app_context():
-        assert len(state.sessions.overview()) == answers.count(200) <= 64
-    for client, status in zip(clients, answers, strict=True):
-        assert bool(cookie_of(client)) == (status == 200)
-        if status == 200:
-            assert ask(client, "/set/a/2", "/get/a") == "2"
+        store = state.sessions
+        for shard in range(64):
+            with contextlib.suppress(state_server.Overloaded):
+                for number in range(17):
+                    name = name_in(shard, number)
+                    store.create(name, {"a": b"1"}, lifetime_s=3600.0)
+        assert len(store.overview(limit=2000)) == 1024
+    assert new.get("/set/a/1").status_code == 503
+    assert not cookie_of(new)
+    assert ask(old, "/set/a/2", "/get/a") == "2"
+
+
+def test_a_full_shard_is_called_by_its_name(make_app: MakeApp) -> None:
+    """The error says that one shard is full, of how many, with what, and what helps."""
+    app = make_app(STATE_SERVER_SESSIONS_MAX=1024)
+    with app.app_context():
+        store = state.sessions
+        for number in range(16):
+            store.create(name_in(5, number), {"a": b"1"}, lifetime_s=3600.0)
+        with pytest.raises(state_server.Overloaded) as caught:
+            store.create(name_in(5, 16), {"a": b"1"}, lifetime_s=3600.0)
+        store.create(name_in(6, 0), {"a": b"1"}, lifetime_s=3600.0)
+        assert len(store.overview()) == 17
+    for part in (
+        "each of 64 holds 16 sessions",
+        repr(app.name),
+        "1024",
+        "STATE_SERVER_SESSIONS_MAX",
+        "PERMANENT_SESSION_LIFETIME",
+    ):
+        assert part in str(caught.value)
+
+
+def test_the_latest_seen_of_all_shards_are_listed(make_app: MakeApp) -> None:
+    """However the sessions are spread, a short list holds those that were seen last."""
+    app = make_app()
+    names = [name_in(shard, 0) for shard in (63, 7, 0, 21, 5, 62, 1, 40)]
+    with app.app_context():
+        store = state.sessions
+        for name in names:
+            store.create(name, {"a": b"1"}, lifetime_s=3600.0)
+        assert [info.id for info in store.overview(limit=3)] == names[:-4:-1]
+        store.save(names[0], 1, {}, {}, (), lifetime_s=3600.0)
+        assert [info.id for info in store.overview(limit=2)] == [names[0], names[-1]]
+        assert store.overview(limit=0) == []
+
+
+class UnknownWord:
+    """Stands for a client whose manager answers with a word of another release."""
+
+    def get(self, *_: object, **__: object) -> Any:
+        """Return what stands for a shard."""
+        return SimpleNamespace(save=lambda *_, **__: ("perhaps", 0))
+
+
+def test_an_unknown_answer_is_an_error() -> None:
+    """A word that is no outcome is not taken for a success."""
+    config = session_store.SessionConfig("shop")
+    store = session_store.SessionStore(UnknownWord(), config)  # type: ignore[arg-type]
+    with pytest.raises(state_server.StateServerError, match=r"'perhaps'.*same release"):
+        store.save(name_in(0, 0), 1, {}, {}, (), lifetime_s=1.0)
 
 
 def test_a_bound_session_has_a_new_id(make_app: MakeApp) -> None:
@@ -1000,7 +1066,7 @@ def test_log_out_everywhere(make_app: MakeApp) -> None:
         assert {info.id for info in listed} == ids
         for info in listed:
             assert info.user == "ann"
-            assert info.size > 0
+            assert info.size_bytes > 0
             assert before < info.created <= info.last_seen < info.expires
         seen = [info.last_seen for info in listed]
         assert seen == sorted(seen, reverse=True)
@@ -1091,11 +1157,15 @@ def test_switched_off(manager: ManagerProcess) -> None:
         ("SESSION_CONFLICT", "fight", "merge, last, error"),
         ("SESSION_BYTES_MAX", 0, "whole number from 1"),
         ("SESSION_BYTES_MAX", True, "whole number from 1"),
-        ("SESSIONS_MAX", 1.5, "whole number from 1"),
+        ("SESSIONS_MAX", 1.5, "whole number from 1024"),
+        ("SESSIONS_MAX", 1023, "whole number from 1024"),
+        ("SESSION_TIMEOUT", 0, "seconds above 0"),
+        ("SESSION_TIMEOUT", "5", "seconds above 0"),
         ("SESSION_TOUCH_SHARE", 2, "from 0 to 1"),
         ("SESSION_TOUCH_SHARE", "0.1", "from 0 to 1"),
-        ("SESSION_NAMESPACE", "", "expected text"),
-        ("SESSION_NAMESPACE", "x" * 201, "at most 200"),
+        ("SESSION_NAMESPACE", "", "text of 1 to 200"),
+        ("SESSION_NAMESPACE", "x" * 201, "text of 1 to 200"),
+        ("SESSION_NAMESPACE", 5, "text of 1 to 200"),
     ],
 )
 def test_bad_settings_are_named(key: str, value: Any, expected: str) -> None:
@@ -1104,14 +1174,80 @@ def test_bad_settings_are_named(key: str, value: Any, expected: str) -> None:
     app.config.update({"STATE_SERVER_SESSIONS": True, f"STATE_SERVER_{key}": value})
     with pytest.raises(state_server.ConfigError) as caught:
         StateServer(app)
-    assert f"STATE_SERVER_{key} is {value!r}" in str(caught.value)
+    assert str(caught.value).startswith(f"STATE_SERVER_{key}")
+    assert f"is {value!r}" in str(caught.value)
     assert expected in str(caught.value)
 
 
-def test_an_unknown_rule_is_refused_by_the_record() -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("namespace", ""),
+        ("namespace", "x" * 5000),
+        ("namespace", None),
+        ("conflict", "fight"),
+        ("conflict", ["merge"]),
+        ("bytes_max", -1),
+        ("bytes_max", 0),
+        ("bytes_max", 1e6),
+        ("bytes_max", True),
+        ("count_max", 0),
+        ("count_max", 1023),
+        ("count_max", "many"),
+        ("touch_share", 9.0),
+        ("touch_share", -0.1),
+        ("touch_share", float("nan")),
+        ("touch_share", True),
+        ("call_timeout_s", 0),
+        ("call_timeout_s", float("inf")),
+        ("call_timeout_s", float("nan")),
+        ("call_timeout_s", "5"),
+    ],
+)
+def test_the_record_refuses_what_does_not_fit(field: str, value: Any) -> None:
     """Whoever makes the record without the extension is told as well."""
-    with pytest.raises(state_server.ConfigError, match="'fight'; expected one of"):
-        session_store.SessionConfig("shop", conflict="fight")
+    with pytest.raises(state_server.ConfigError) as caught:
+        session_store.SessionConfig(**{"namespace": "shop", field: value})
+    assert str(caught.value).startswith(f"{field} is {value!r:.300}; expected ")
+    assert len(str(caught.value)) < 500
+
+
+def test_every_key_has_an_option() -> None:
+    """What is read from the configuration may be given to the constructor as well."""
+    named = re.findall(r"^    STATE_SERVER_(\w+)", flask_module.__doc__ or "", re.M)
+    options = set(inspect.signature(StateServer).parameters) - {"app"}
+    assert {key.lower() for key in named} == options
+
+
+def test_options_of_the_sessions_stand_in_for_keys() -> None:
+    """The constructor takes the settings of the sessions; ``app.config`` wins."""
+    extension = StateServer(
+        sessions=True,
+        session_namespace="shared",
+        session_conflict="error",
+        session_bytes_max=5000,
+        session_touch_share=0.5,
+        session_timeout=2,
+        sessions_max=2000,
+    )
+    plain, other = Flask("plain"), Flask("other")
+    other.config["STATE_SERVER_SESSION_CONFLICT"] = "last"
+    for app in (plain, other):
+        extension.init_app(app)
+    expected = session_store.SessionConfig("shared", "error", 5000, 2000, 0.5, 2)
+    assert plain.extensions["state_server"].config.sessions == expected
+    assert other.extensions["state_server"].config.sessions == replace(
+        expected, conflict="last"
+    )
+
+
+def test_sessions_wait_no_longer_than_other_calls() -> None:
+    """Sessions have 5 s, or what all calls of the app have if that is less."""
+    for timeout, expected in ((None, 5.0), (60, 5.0), (2, 2.0)):
+        app = Flask("shop")
+        StateServer(app, sessions=True, timeout=timeout)
+        config = app.extensions["state_server"].config.sessions
+        assert config.call_timeout_s == expected
 
 
 def test_settings_by_constructor_and_default() -> None:
@@ -1125,6 +1261,7 @@ def test_settings_by_constructor_and_default() -> None:
         bytes_max=1024 * 1024,
         count_max=1_000_000,
         touch_share=0.01,
+        call_timeout_s=5.0,
     )
 
 
@@ -1196,6 +1333,28 @@ def test_what_a_visitor_sees_while_the_manager_is_away(
     own_manager.start()
     assert cookie_of(client) == cookie
     assert everything(client) == {"a": "1"}
+
+
+def test_a_session_is_given_up_before_other_calls(
+    own_manager: ManagerProcess, calls: list[str]
+) -> None:
+    """A page that reads its session has the timeout of sessions, not that of calls."""
+    app = own_route(
+        "shop",
+        own_manager.data_dir,
+        STATE_SERVER_TIMEOUT=300,
+        STATE_SERVER_SESSION_TIMEOUT=0.3,
+    )
+    client = app.test_client()
+    ask(client, "/set/a/1")
+    own_manager.kill()
+    began = time.monotonic()
+    for path in ("/get/a", "/set/b/2"):
+        assert client.get(path).status_code == 503
+    assert app.test_client().get("/set/a/1").status_code == 503
+    assert time.monotonic() - began < 30
+    assert calls.count("load") == 2
+    assert calls.count("create") == 2
 
 
 def test_a_request_waits_for_the_manager_once(own_manager: ManagerProcess) -> None:

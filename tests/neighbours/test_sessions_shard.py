@@ -318,6 +318,26 @@ def test_sessions_of_a_user(shard: SessionShard) -> None:
     assert len(shard.overview(None, 1)) == 1
 
 
+def test_the_latest_seen_are_listed(shard: SessionShard, clock: Clock) -> None:
+    """If there are more than asked for, the list holds those seen last, in order."""
+    for number in range(10):
+        clock.time += 1
+        begin(shard, f"s{number}", {"x": b"1"}, user="ann")
+    clock.time += 1
+    save(shard, "s2")
+    for user in (None, "ann"):
+        listed = [row[0] for row in shard.overview(user, 3)]
+        assert listed == ["s2", "s9", "s8"]
+
+
+def test_an_unknown_rule_is_no_rule(shard: SessionShard) -> None:
+    """A rule that there is not changes nothing, and is not taken for another one."""
+    create(shard, a=b"1")
+    with pytest.raises(ValueError, match="fight"):
+        save(shard, replaced={"a": b"2"}, rule="fight")
+    assert values(shard) == {"a": b"1"}
+
+
 def model_step(
     chance: random.Random, shard: SessionShard, clock: Clock
 ) -> Callable[[], Any]:
@@ -383,3 +403,4 @@ def test_everything_that_is_answered_can_travel(shard: SessionShard) -> None:
     begin(shard, "s", {"a": b"1"}, user="ann")
     for answer in (save(shard), shard.load("s"), shard.overview(None, 5)):
         assert codec.decode(codec.encode(answer)) == answer
+    assert type(save(shard)[0]) is str
