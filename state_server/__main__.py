@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from . import operating
 from .client import Client, connect
 from .errors import ConfigError, StateServerError
 from .objects import add_ready_made
-from .service import EXIT_CONFIG, EXIT_LOCKED, DataDirLocked, fix_hash_seed
+from .service import EXIT_CONFIG, EXIT_LOCKED, DataDirLocked, fix_hash_seed, lock_holder
 from .service import main as run_manager
 from .settings import CommonSettings, ManagerSettings, from_environment
 from .sharing import catalogue
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+#: How long ``stop`` waits for the running calls to end.
+_STOP_TIMEOUT_S = 30.0
 
 _EXIT_CODES = f"""\
 exit codes:
@@ -80,7 +84,23 @@ def _status(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     with _client(options) as client:
+        process_id = client.status()["process_id"]
         client.stop_manager()
+    if options.address is not None:
+        print(f"The manager (process {process_id}) was told to stop.")
+        return 0
+    data_dir = _data_dir(options)
+    timeout_s = _STOP_TIMEOUT_S if options.timeout is None else options.timeout
+    until = time.monotonic() + timeout_s
+    while lock_holder(data_dir) == process_id:
+        if time.monotonic() > until:
+            return _say(
+                options.verb,
+                f"the manager (process {process_id}) still ends its running calls",
+                EXIT_FAILED,
+            )
+        time.sleep(0.02)
+    print(f"The manager (process {process_id}) has stopped.")
     return 0
 
 

@@ -107,7 +107,8 @@ class Report:
         ]
         for name, count in self.classes_not_given.items():
             lines.append(
-                f"{count} objects of {name!r} not loaded: name it by --objects"
+                f"{count} objects of {name!r} not loaded: name it by --objects, "
+                f"or share the class it became with aliases=({name!r},)"
             )
         lines += [f"PROBLEM: {problem}" for problem in self.problems]
         untold = self.problem_count - len(self.problems)

@@ -7,6 +7,7 @@ connections close, the socket file goes, the lock goes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from . import codec, wire
 from . import settings as configuration
@@ -72,17 +73,23 @@ class DataDirLock:
 
 def data_dir_is_locked(data_dir: Path) -> bool:
     """Tell whether a living manager uses the data folder."""
+    return lock_holder(data_dir) is not None
+
+
+def lock_holder(data_dir: Path) -> int | None:
+    """Return the process id of the living manager of a data folder; 0 if unknown."""
     try:
         descriptor = os.open(data_dir / "manager.lock", os.O_RDWR)
     except OSError:
-        return False
+        return None
     try:
         _lock_exclusively(descriptor)
     except OSError:
-        return True
+        text = os.read(descriptor, 32)
+        return int(text) if text.isdigit() else 0
     finally:
         os.close(descriptor)
-    return False
+    return None
 
 
 def _lock_exclusively(descriptor: int) -> None:
@@ -168,6 +175,8 @@ class Service:
             if shared is not None and store is not None:
                 for alias in shared.aliases:
                     store.rename(alias, shared.name)
+        if store is not None:
+            _warn_of_strangers(store, self._catalogue)
         for name in self._catalogue.names():
             shared = self._catalogue.get(name)
             if shared is not None and shared.contract is None:
@@ -298,12 +307,14 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
         return EXIT_CONFIG
     log_to_stderr(settings.log_level)
     try:
-        fix_hash_seed(settings)
+        with contextlib.redirect_stdout(sys.stderr):
+            fix_hash_seed(settings)
     except ConfigError as error:
         log.error("The manager was not started: %s", error)
         return EXIT_CONFIG
     for sentence in configuration.unknown_variables(os.environ):
         log.warning(sentence)
+    report = _take_standard_output()
     service = Service(settings)
     forget_signals = stop_on_signals(service.request_stop)
     try:
@@ -313,7 +324,8 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
         return EXIT_LOCKED if isinstance(error, DataDirLocked) else EXIT_CONFIG
     if settings.parent_fd is not None:
         stop_with_parent(settings.parent_fd, service.request_stop)
-    print(f"ready {address}", flush=True)
+    with report:
+        report.write(f"ready {address}\n")
     service.wait()
     service.stop()
     forget_signals()
@@ -355,6 +367,18 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
         )
 
 
+def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:
+    """Say which stored objects nobody can call: their class may have been renamed."""
+    for name in store.class_names():
+        if shared.get(name) is None:
+            log.warning(
+                "There are stored objects of %r, which no class is shared as. If the "
+                "class was renamed, share it with aliases=(%r,).",
+                name,
+                name,
+            )
+
+
 def _journals(shared: Catalogue) -> list[str]:
     """Return the names of the journalled classes of the user's own."""
     classes = [shared.get(name) for name in shared.names()]
@@ -363,6 +387,18 @@ def _journals(shared: Catalogue) -> list[str]:
         for item in classes
         if item and item.durable == "journal" and not item.ready_made
     ]
+
+
+def _take_standard_output() -> TextIO:
+    """Return standard output; what is printed from now on goes to standard error.
+
+    Whoever started the manager waits for its one line there; what a shared class prints
+    belongs beside the log.
+    """
+    report = os.fdopen(os.dup(1), "w")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    return report
 
 
 def log_to_stderr(level: str) -> None:

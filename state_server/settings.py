@@ -348,10 +348,15 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     sentences = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+            hint = (
+                f"did you mean {nearest[0]}?"
+                if nearest
+                else "settings of a Flask app are read from app.config."
+            )
             sentences.append(
                 f"The environment variable {name} is not a setting and has no effect; "
-                f"did you mean {nearest[0]}?"
+                f"{hint}"
             )
     return sentences
 
@@ -364,8 +369,15 @@ def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes 
     text = environ.get(variable("AUTHKEY"))
     if text is not None:
         return _nonempty(text.encode(), f"the variable {variable('AUTHKEY')}")
-    path = settings.authkey_file or settings.data_dir / "authkey"
-    return read_key_file(path)
+    if settings.authkey_file is None:
+        return read_key_file(settings.data_dir / "authkey")
+    key = read_key_file(settings.authkey_file)
+    if key is None:
+        raise ConfigError(
+            f"The key file {settings.authkey_file} is not there (authkey_file, "
+            f"{variable('AUTHKEY_FILE')})."
+        )
+    return key
 
 
 def read_key_file(path: Path) -> bytes | None:

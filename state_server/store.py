@@ -170,6 +170,22 @@ class SqliteStore:
         epoch = "select value from about where name = 'epoch'"
         return bytes(writer.execute(epoch).fetchone()[0])
 
+    def class_names(self) -> list[str]:
+        """Return the names of all classes that objects are stored of.
+
+        Each is looked up in the index by itself, so the number of objects does not
+        matter.
+        """
+        names: list[str] = []
+        with self._reader_lock:
+            row = self._reader.execute("select min(class) from objects").fetchone()
+            while row[0] is not None:
+                names.append(row[0])
+                row = self._reader.execute(
+                    "select min(class) from objects where class > ?", row
+                ).fetchone()
+        return names
+
     def rename(self, old: str, new: str) -> int:
         """Give the objects of one class to another; return how many there were.
 

@@ -601,6 +601,11 @@ def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
         return _pair(given)
     text = os.fspath(given)
     if "://" not in text:
+        if re.fullmatch(r"(\[[^\]]+\]|[\w.-]+):\d{1,5}", text):
+            raise ConfigError(
+                f"The address {text!r} looks like a host and a port: write "
+                f"tcp://{text}. (A socket of that name is unix://{text}.)"
+            )
         return _unix(text)
     scheme, rest = text.split("://", 1)
     if scheme == "unix":

@@ -235,6 +235,24 @@ def test_unknown_variable_is_told_with_the_nearest(name: str, nearest: str) -> N
     assert sentence.endswith(f"did you mean {nearest}?")
 
 
+def test_a_key_of_an_app_is_told_where_it_belongs() -> None:
+    """A name that is like none of ours gets no wrong hint."""
+    (sentence,) = unknown_variables({"STATE_SERVER_SESSIONS": "true"})
+
+    assert sentence.endswith("settings of a Flask app are read from app.config.")
+
+
+def test_a_key_file_that_was_named_and_is_not_there_is_a_config_error(
+    tmp_path: Path,
+) -> None:
+    """Whoever names a file means that one; the data folder's is not taken instead."""
+    (tmp_path / "authkey").write_bytes(b"another key")
+    settings = ClientSettings(data_dir=tmp_path, authkey_file=tmp_path / "nope")
+
+    with pytest.raises(ConfigError, match="nope is not there"):
+        read_authkey(settings, {})
+
+
 def test_known_variables_are_not_told() -> None:
     """No setting of any record, no secret, and nothing of others is told."""
     names = {variable(f.name) for record in RECORDS for f in dataclasses.fields(record)}

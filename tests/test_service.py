@@ -1,0 +1,115 @@
+"""The manager's process as its operator meets it: what it prints, says and waits for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from state_server.service import lock_holder
+
+from .processes import ROOT, ManagerProcess, wait_until
+
+TALKATIVE = """
+from state_server import share
+print("printed at import")
+
+@share
+class Talker:
+    def talk(self):
+        print("printed by a method")
+        return 1
+
+    def linger(self, seconds):
+        import time
+        time.sleep(seconds)
+        return "done"
+"""
+
+
+def command(manager: ManagerProcess, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an operator's verb on the manager's data folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "state_server", *words],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        cwd=manager.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_what_classes_print_is_in_the_log_and_not_in_the_report(tmp_path: Path) -> None:
+    """Standard output has the one line ``ready``, whatever the classes print."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    # The fixture's start reads the first line, and fails unless it is "ready".
+    manager = ManagerProcess(tmp_path, "--objects", "talkative").start()
+    with manager.client() as client:
+        assert client.get("Talker").talk() == 1
+    process = manager.process
+    assert process is not None and process.stdout is not None
+    manager.stop()
+    assert "printed at import" in manager.log
+    assert "printed by a method" in manager.log
+
+
+def test_stop_returns_when_the_manager_has_stopped(tmp_path: Path) -> None:
+    """After ``stop`` the data folder is free, although a call was still running."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    manager = ManagerProcess(tmp_path, "--objects", "talkative").start()
+    results: list[str] = []
+    with manager.client() as client:
+        talker = client.get("Talker")
+        assert talker.talk() == 1
+        thread = threading.Thread(target=lambda: results.append(talker.linger(1.0)))
+        thread.start()
+        wait_until(lambda: client.status()["pending"] == 1)
+        process_id = client.status()["process_id"]
+        assert lock_holder(manager.data_dir) == process_id
+        done = command(manager, "stop", "--data-dir", str(manager.data_dir))
+        assert lock_holder(manager.data_dir) is None
+        thread.join(20)
+    assert done.returncode == 0, done
+    assert f"process {process_id}) has stopped" in done.stdout
+    assert results == ["done"]
+    manager.stop()
+
+
+def test_stop_says_so_when_calls_still_run(tmp_path: Path) -> None:
+    """Within its timeout it waits, then it says what is still going on."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    manager = ManagerProcess(tmp_path, "--objects", "talkative").start()
+    with manager.client() as client:
+        talker = client.get("Talker")
+        assert talker.talk() == 1
+        thread = threading.Thread(target=talker.linger, args=(4.0,))
+        thread.start()
+        wait_until(lambda: client.status()["pending"] == 1)
+        options = ("--data-dir", str(manager.data_dir), "--timeout", "1")
+        done = command(manager, "stop", *options)
+        thread.join(20)
+    assert done.returncode == 1, done
+    assert "still ends its running calls" in done.stderr
+    manager.stop()
+
+
+def test_a_class_that_nobody_shares_any_more_is_told_at_the_start(
+    tmp_path: Path,
+) -> None:
+    """Who renamed a class learns why its numbers begin at 1, and what to do."""
+    module = tmp_path / "talkative.py"
+    module.write_text(TALKATIVE)
+    manager = ManagerProcess(tmp_path, "--objects", "talkative").start()
+    with manager.client() as client:
+        client.get("Talker").talk()
+    manager.stop()
+    assert "aliases" not in manager.log
+    # Another second, or the compiled file of the former text would be taken.
+    time.sleep(1.1)
+    module.write_text(TALKATIVE.replace("Talker", "Speaker"))
+    manager.start()
+    manager.stop()
+    assert "stored objects of 'Talker', which no class is shared as" in manager.log
+    assert "aliases=('Talker',)" in manager.log
