@@ -89,7 +89,7 @@ def redis_missing(package: bool = False) -> str:
 
 
 class Redis:
-    """A Redis server of our own, on a Unix socket.
+    """A Redis server of our own, on a Unix socket and on a port of this machine.
 
     ``durable``: whether it syncs before it answers; otherwise it keeps nothing.
     """
@@ -100,13 +100,16 @@ class Redis:
         home = folder / ("redis" if durable else "redis-in-memory")
         home.mkdir()
         self.address = wire.Address(path=str(home / "redis.sock"))
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port: int = found.getsockname()[1]
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)
         with (home / "log").open("w") as log:
             self._process = subprocess.Popen(
                 [
                     "redis-server",
-                    *("--port", "0", "--unixsocket", str(self.address.path)),
+                    *("--bind", "127.0.0.1", "--port", str(self.port)),
+                    *("--unixsocket", str(self.address.path)),
                     *("--dir", str(home), "--daemonize", "no"),
                     *(_KEPT if durable else _FORGOTTEN),
                 ],
