@@ -523,6 +523,34 @@ def test_second_service_uses_the_running_manager(start: Start) -> None:
     assert first.get() == (200, "4")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_second_service_goes_on_without_the_first(
+    start: Start, number: signal.Signals
+) -> None:
+    """When the manager that it used ends with its owner, it starts one; a third, too.
+
+    The numbers go on: it is the same data folder.
+    """
+    first = start("--workers", "1").until_ready()
+    others = [start("--workers", "1").until_ready() for _ in range(2)]
+    assert [each.get()[1] for each in (first, *others)] == ["1", "2", "3"]
+    first.process.send_signal(number)
+    first.ended()
+    until(lambda: any(each.manager() for each in others), "a manager")
+    assert [each.get() for each in others] == [(200, "4"), (200, "5")]
+    # Both may have started one; the second to come finds the folder held and ends.
+    until(lambda: sum(len(each.manager()) for each in others) == 1, "one manager")
+    (owner,) = (each for each in others if each.manager())
+    (last,) = (each for each in others if each is not owner)
+    assert "the manager that was used is gone" in owner.log()
+    owner.process.send_signal(number)
+    owner.ended()
+    until(last.manager, "a manager")
+    assert last.get() == (200, "6")
+    last.process.send_signal(signal.SIGINT)
+    assert last.ended() == 0
+
+
 def test_services_started_together_agree_on_one_manager(start: Start) -> None:
     """Two services started at the same instant end up with one manager."""
     both = [start("--workers", "1"), start("--workers", "1")]

@@ -2,7 +2,8 @@
 
 ``GET /demo`` is the page. ``POST /demo/<variant>/<run>`` answers the next number of a
 run of one variant, and says which worker process gave it. Each variant is a file in
-``web/variants``; the page shows the text of that file as it was when it was loaded.
+``web/variants``; the page shows the text of that file as it was when it was loaded. The
+one with the session is there only where that is Flask's signed cookie.
 
 Configuration, from ``app.config``:
 
@@ -119,6 +120,7 @@ VARIANTS = {
         ),
     )
 }
+IN_SESSION = VARIANTS["session-cookie"]
 COUNTER = source_of(demonstration)
 
 
@@ -184,11 +186,13 @@ def init_app(app: Flask) -> None:
 @demo.get("")
 def page() -> str:
     """Answer the page."""
+    variants = offered()
     return render_template(
         "demo.html",
-        variants=VARIANTS.values(),
+        variants=variants,
         counter=COUNTER,
-        sessions=type(current_app.session_interface).__name__,
+        runs_max=demonstration.RUNS_MAX,
+        left_out="" if IN_SESSION in variants else why_left_out(),
     )
 
 
@@ -198,17 +202,38 @@ def answer(variant: str, run: str) -> Response:
     chosen = VARIANTS.get(variant)
     if chosen is None or not RUN.fullmatch(run):
         abort(404)
+    if chosen not in offered():
+        return said(why_left_out(), 404)
     if not current_app.extensions[ALLOWANCE].take():
         refused = said("Too many requests; wait a few seconds.", 429)
         refused.headers["Retry-After"] = str(RETRY_AFTER_S)
         return refused
-    if variant == "session-cookie" and has_no_session():
+    if chosen is IN_SESSION and has_no_session():
         return said("This app has no SECRET_KEY, so it has no sessions.", 503)
     try:
         number = chosen.next_number(run)
     except NotAvailable as error:
         return said(str(error), 503)
     return as_json({"number": number, "worker": worker_name()})
+
+
+def offered() -> list[Variant]:
+    """Return the variants for the current app: with the session only if a cookie is it.
+
+    Elsewhere each stranger who asks would leave a session in the app's store.
+    """
+    is_cookie = isinstance(current_app.session_interface, SecureCookieSessionInterface)
+    return [v for v in VARIANTS.values() if is_cookie or v is not IN_SESSION]
+
+
+def why_left_out() -> str:
+    """Say why the session is not among the variants."""
+    interface = type(current_app.session_interface).__name__
+    return (
+        f"“{IN_SESSION.title}” is left out: this app does not keep its sessions in "
+        f"Flask's signed cookie, but with {interface}, where each visitor of this page "
+        "would leave one."
+    )
 
 
 def has_no_session() -> bool:

@@ -3,7 +3,9 @@
 With an explicit address the operator looks after the manager and nothing is started.
 Otherwise the lock of the data folder decides: free means that a manager is started as
 a child, restarted when it dies, and stopped last; held means that a manager lives
-already, and all there is to do is to wait until it answers.
+already, and all there is to do is to wait until it answers. While that one is used, the
+lock is looked at now and then: when it is free, that manager is gone, and one of our
+own is started.
 
 Everything here belongs to the main thread of the parent.
 """
@@ -30,6 +32,9 @@ EXIT_LOCKED = 3
 #: How often a manager that is not ours is asked whether it answers by now.
 ASK_EVERY_S = 0.2
 
+#: How often it is looked whether the manager that is used, and not ours, still lives.
+LOOK_EVERY_S = 1.0
+
 #: How long one such question may take; the parent answers no signal meanwhile.
 ASK_TIMEOUT_S = 1.0
 
@@ -50,7 +55,7 @@ class ManagerKeeper:
         self._backoff = Backoff(settings.backoff_max_s)
         self._deadline = time.monotonic() + settings.ready_timeout_s
         self._act_at = 0.0
-        self._waits_for_another = False
+        self._uses_another = False
         self._stopping = False
         self.child: Child | None = None
         self.ready = settings.address is not None
@@ -69,8 +74,7 @@ class ManagerKeeper:
         if self._settings.address is not None:
             return float("inf")
         if self.child is None:
-            done = self._stopping or (self._waits_for_another and self.ready)
-            return float("inf") if done else self._act_at
+            return float("inf") if self._stopping else self._act_at
         if self.child.kill_at is not None:
             return self.child.kill_at
         if not self.child.ready:
@@ -84,10 +88,12 @@ class ManagerKeeper:
         if self.child is not None:
             self._look_after(self.child, now)
         elif now >= self._act_at and not self._stopping:
-            if data_dir_is_locked(self._settings.data_dir):
-                self._ask(now)
-            elif not (self._waits_for_another and self.ready):
+            if not data_dir_is_locked(self._settings.data_dir):
                 self._start()
+            elif self._uses_another:
+                self._act_at = now + LOOK_EVERY_S
+            else:
+                self._ask(now)
 
     def stop(self) -> None:
         """Ask our manager, if there is one, to drain and end."""
@@ -102,7 +108,9 @@ class ManagerKeeper:
             self.child.kill()
 
     def _start(self) -> None:
-        self._waits_for_another = False
+        if self._uses_another:
+            logger.warning("the manager that was used is gone; starting one")
+        self._uses_another = False
         self.child = Child(
             "manager",
             lambda _report_fd: self._command(),
@@ -166,7 +174,6 @@ class ManagerKeeper:
             )
 
     def _ask(self, now: float) -> None:
-        self._waits_for_another = True
         try:
             authkey = read_authkey(self._settings, self._environ)
             data_dir = self._settings.data_dir
@@ -182,5 +189,5 @@ class ManagerKeeper:
                 )
         else:
             logger.info("using the manager that runs already")
-            self.ready = True
-            self._act_at = float("inf")
+            self.ready = self._uses_another = True
+            self._act_at = time.monotonic() + LOOK_EVERY_S

@@ -95,6 +95,9 @@ class Outage:
     Begins with a call that was given up and ends with one that was answered; each is
     one log line. Meanwhile a call is tried every ``pause_s`` seconds.
 
+    An answer to a call that began before the outage did ends nothing: it tells how the
+    manager was, and of many calls under way some are always answered.
+
     Any thread may use it. There is no lock, which a fork could leave held by nobody:
     ``_began`` holds the time at which the outage began, under one key, and
     ``setdefault`` and ``pop`` are one step each. Of ``_try_at`` the worst that a race
@@ -128,10 +131,12 @@ class Outage:
                 error,
             )
 
-    def end(self) -> None:
-        """Take note of a call that was answered."""
-        began = self._began.pop("at", None) if self._began else None
-        if began is not None:
+    def end(self, called_at: float) -> None:
+        """Take note of the answer to a call that began at a monotonic time."""
+        began = self._began.get("at")
+        if began is None or called_at < began:
+            return
+        if self._began.pop("at", None) is not None:
             log.warning(
                 "The cache answers again after %.1f s.", time.monotonic() - began
             )
@@ -163,7 +168,8 @@ class StateServerCache(BaseCache):
     Raises ``ConfigError`` for an option that does not fit or is not there.
 
     Any thread may use it. ``_outage`` guards itself; the other fields are set once,
-    but ``_last``, a client and its handle of the region, which is replaced whole.
+    but ``_last``, a client and its handle of the region, which is replaced whole, and
+    ``_has_hashed``, of which the worst that a race can do is one more log line.
     """
 
     serializer: Any = CodecSerializer()
@@ -199,7 +205,10 @@ class StateServerCache(BaseCache):
                 "of, but not both."
             )
         self._client = client
+        if isinstance(key_prefix, str):
+            options.check_prefix(key_prefix)
         self.key_prefix = key_prefix
+        self._has_hashed = False
         self.ignore_outages = ignore_outages
         self._names = (
             options.text("class_name", class_name),
@@ -374,8 +383,8 @@ class StateServerCache(BaseCache):
                 self._release(key, token)
         if time.monotonic() - began > lease_s:
             log.warning(
-                "Computing %r took %.1f s, longer than its lease of %g s (lease_s): "
-                "somebody else may have computed it, too.",
+                "Computing %.100r took %.1f s, longer than its lease of %g s "
+                "(lease_s): somebody else may have computed it, too.",
                 key,
                 time.monotonic() - began,
                 lease_s,
@@ -482,7 +491,9 @@ class StateServerCache(BaseCache):
         try:
             return bool(store(key, *rest))
         except TooLarge as error:
-            log.warning("The value of %r was computed, but not cached: %s", key, error)
+            log.warning(
+                "The value of %.100r was computed, but not cached: %s", key, error
+            )
             return False
 
     # Inside --------------------------------------------------------------------------
@@ -491,6 +502,7 @@ class StateServerCache(BaseCache):
         """Call a method of the region; return ``None`` in an outage."""
         if self.ignore_outages and self._outage.lasts():
             return None
+        called_at = time.monotonic()
         try:
             answer = getattr(self._region, method)(*args)
         except StateServerError as error:
@@ -501,7 +513,7 @@ class StateServerCache(BaseCache):
             if not self.ignore_outages:
                 raise
             return None
-        self._outage.end()
+        self._outage.end(called_at)
         return answer
 
     def _write(self, method: str, *args: Any) -> Any:
@@ -552,7 +564,16 @@ class StateServerCache(BaseCache):
     def _full(self, key: str) -> str:
         if not isinstance(key, str):
             raise TypeError(f"The key of a cached value is text, not {key!r:.100}.")
-        return self._prefix() + key
+        full = options.bounded_key(key, self._prefix())
+        if not self._has_hashed and not full.endswith(key):
+            self._has_hashed = True
+            log.warning(
+                "The key %.100r is longer than %d bytes (key_bytes_max), so its "
+                "SHA-256 stands for it; this is said once.",
+                key,
+                options.KEY_BYTES_MAX,
+            )
+        return full
 
     def _timeout_s(self, timeout: int | timedelta | None) -> float:
         if timeout is not None:

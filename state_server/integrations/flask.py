@@ -54,7 +54,7 @@ from state_server.errors import ConfigError, StateServerError
 from state_server.messages import DEFAULT_KEY
 from state_server.settings import read_key_file
 
-from .session_store import SessionConfig, SessionStore
+from .session_store import SessionConfig, SessionStore, namespace_of
 from .sessions import StateServerSessionInterface
 
 T = TypeVar("T")
@@ -344,7 +344,9 @@ def _read_sessions(
 ) -> SessionConfig:
     """Return what was decided about sessions; ``timeout``: that of the other calls."""
     config = SessionConfig("app")
-    given: dict[str, Any] = {"namespace": app_name}
+    given: dict[str, Any] = {}
+    if values.get(SESSION_KEYS["namespace"]) is None:
+        given["namespace"] = namespace_of(app_name)
     if timeout is not None:
         given["call_timeout_s"] = min(timeout, config.call_timeout_s)
     for field, key in SESSION_KEYS.items():

@@ -21,7 +21,7 @@ from ..client import Client
 from ..errors import StateServerError
 from ..session_answers import Outcome
 from .session_draft import Draft
-from .session_store import SessionConfig, SessionStore, name_of
+from .session_store import SessionConfig, SessionStore, name_of, namespace_of
 from .sessions import StateServerSession, become_answer
 
 
@@ -86,7 +86,9 @@ class FlaskSessionInterface(ServerSideSessionInterface):  # type: ignore[misc]
             sid_length=sid_length,
             serialization_format=serialization_format,
         )
-        self.store = SessionStore(client, config or SessionConfig(app.name))
+        self.store = SessionStore(
+            client, config or SessionConfig(namespace_of(app.name))
+        )
 
     def should_set_storage(self, app: Flask, session: FlaskSession) -> bool:
         """Leave it to the comparison of the values whether there is anything to save.

@@ -169,8 +169,11 @@ class StateServerStorage(Storage, MovingWindowSupport, SlidingWindowCounterSuppo
     # Inside --------------------------------------------------------------------------
 
     def _call(self, method: str, *args: Any) -> Any:
+        bounded = [
+            checks.bounded_key(each) if isinstance(each, str) else each for each in args
+        ]
         try:
-            return getattr(self.storage, method)(*args)
+            return getattr(self.storage, method)(*bounded)
         except OverflowError as error:
             raise Overloaded(str(error)) from error
 

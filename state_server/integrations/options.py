@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 from state_server.errors import ConfigError
+
+#: What the regions of a manager take as a key (``key_bytes_max``), in bytes of UTF-8;
+#: what comes before it; and the characters that stay of a longer one.
+KEY_BYTES_MAX = 4096
+PREFIX_BYTES_MAX = 1024
+_SHOWN = 100
 
 
 def text(option: str, value: Any) -> str:
@@ -39,6 +46,34 @@ def lifetime(option: str, value: Any, error: type[Exception]) -> None:
             f"{option} is {value!r:.100}; it is seconds or a timedelta, and 0 for as "
             "long as there is room."
         )
+
+
+def bounded_key(key: str, prefix: str = "") -> str:
+    """Return ``prefix`` and key; of a long key its beginning and its SHA-256.
+
+    Long is more than ``KEY_BYTES_MAX`` bytes in UTF-8 for both together. Raises
+    ``ConfigError`` for a prefix of more than ``PREFIX_BYTES_MAX`` bytes.
+    """
+    if prefix:
+        check_prefix(prefix)
+    full = prefix + key
+    if 4 * len(full) <= KEY_BYTES_MAX or len(_utf8(full)) <= KEY_BYTES_MAX:
+        return full
+    return f"{prefix}{key[:_SHOWN]}... sha256:{hashlib.sha256(_utf8(key)).hexdigest()}"
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise ``ConfigError`` for a prefix that leaves too little room for keys."""
+    size = len(_utf8(prefix))
+    if size > PREFIX_BYTES_MAX:
+        raise ConfigError(
+            f"key_prefix is {prefix!r:.100}, {size} bytes in UTF-8; it has at most "
+            f"{PREFIX_BYTES_MAX}. Take a shorter one."
+        )
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple, NoReturn
 from ..client import Client
 from ..errors import ConfigError, Overloaded, Refused, StateServerError, TooLarge
 from ..session_answers import Answer, Outcome, Rule
+
+log = logging.getLogger("state_server.sessions")
 
 #: The shared class that holds the sessions, and among how many objects of it they are
 #: spread. Another number would look for every session in the wrong place.
@@ -197,8 +200,9 @@ class SessionStore:
     ) -> tuple[Outcome, int]:
         """Begin a session, and end the one that it takes the place of.
 
-        Both are in one shard then, see ``id_beside``. Return what became of it and the
-        version. Raises ``TooLarge`` or ``Overloaded``.
+        Both are in one shard then, see ``id_beside``. If that one has ended meanwhile,
+        none begins. Return what became of it and the version. Raises ``TooLarge`` or
+        ``Overloaded``.
         """
         self._check_size(values)
         answer = self._shard(name).create(
@@ -307,6 +311,24 @@ class SessionStore:
                     f"changed its value {detail!r} at the same time."
                 )
 
+
+def namespace_of(app_name: str) -> str:
+    """Return the namespace of an app that has chosen none: its name.
+
+    Logs a warning where that is the name which many apps have.
+    """
+    if app_name in _NAMES_OF_MANY:
+        log.warning(
+            "The sessions of this app are kept under its name %r, which other apps may "
+            "have as well: those on the same manager share the sessions. Set "
+            "STATE_SERVER_SESSION_NAMESPACE to a name of its own.",
+            app_name,
+        )
+    return app_name
+
+
+#: What Flask calls an app after its module, where that is called as it often is.
+_NAMES_OF_MANY = ("app", "wsgi", "__main__")
 
 _NAME = re.compile("[0-9a-f]{64}")
 

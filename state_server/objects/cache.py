@@ -20,13 +20,16 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..limits import Edge
-from .expiry import ExpiryQueue
+from .expiry import KEY_BYTES_MAX, ExpiryQueue, check_key
 
 log = logging.getLogger("state_server.objects")
 
 #: What one entry takes beside its key and value: measured with CPython 3.11, rounded
 #: up. It keeps a cache of a million tiny values within its bound, too.
 ENTRY_BYTES = 350
+
+#: The same for one lease.
+LEASE_BYTES = 350
 
 #: An integer of more digits is refused by the codec (``digits_max``), so that nobody
 #: could read it.
@@ -69,9 +72,10 @@ class _Lease(NamedTuple):
 class CacheRegion:
     """One cache: entries by key, bounded in number and bytes, forgotten with time.
 
-    ``entries_max``: entries. ``bytes_max``: keys and values with their bookkeeping,
-    in bytes of memory. ``leases_max``: computations under way; above it the oldest
-    lease is forgotten, so that its value is not stored.
+    ``entries_max``: entries. ``bytes_max``: keys, values and leases with their
+    bookkeeping, in bytes of memory. ``leases_max``: computations under way; above it
+    the oldest lease is forgotten, so that its value is not stored. ``key_bytes_max``:
+    one key in UTF-8, in bytes; nothing is stored or leased under a longer one.
 
     Its fields are used in the object's own turns only, as those of every shared
     object. Times come from the manager's monotonic clock, which nobody sets.
@@ -82,11 +86,14 @@ class CacheRegion:
         entries_max: int = 100_000,
         bytes_max: int = 256 * 1024 * 1024,
         leases_max: int = 10_000,
+        key_bytes_max: int = KEY_BYTES_MAX,
     ) -> None:
         #: By use, least recent first.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
-        self._ended: ExpiryQueue[str] = ExpiryQueue(self._stays_until)
+        self._ended: ExpiryQueue[str] = ExpiryQueue(
+            self._stays_until, self._entries.__len__
+        )
         #: By grant, oldest first.
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
         #: A holder of the time before a restart must not be taken for one of now.
@@ -94,6 +101,7 @@ class CacheRegion:
         self._grants = itertools.count()
         self._entries_max = entries_max
         self._bytes_max = bytes_max
+        self._key_bytes_max = key_bytes_max
         self._has_been_full = False
         self._leases_edge = Edge(
             log, "computations for a cache region (leases_max)", leases_max
@@ -142,10 +150,10 @@ class CacheRegion:
 
         Below 0 it has ended already. For ``stale_s`` more seconds it may be given to
         those who would have to wait for another. Raises ``ValueError`` for a value
-        that is larger than the whole region may be, for an integer of more than 4300
-        digits, and for times that are no number.
+        that is larger than the whole region may be, for a key that is too long, for an
+        integer of more than 4300 digits, and for times that are no number.
         """
-        self._leases.pop(key, None)
+        self._drop_lease(key)
         self._put(key, value, timeout_s, stale_s)
         return True
 
@@ -188,14 +196,14 @@ class CacheRegion:
             )
         total = entry.value + delta
         size = self._check_size(key, total)
-        self._leases.pop(key, None)
+        self._drop_lease(key)
         self._keep(key, entry._replace(value=total, size=size), now)
         return total
 
     def delete(self, key: str) -> bool:
         """Delete a value; tell whether there was one."""
         there = self._fresh(key) is not None
-        self._leases.pop(key, None)
+        self._drop_lease(key)
         if key in self._entries:
             self._drop(key)
         return there
@@ -210,7 +218,7 @@ class CacheRegion:
         for key in keys:
             self._drop(key)
         for key in [key for key in self._leases if key.startswith(prefix)]:
-            del self._leases[key]
+            self._drop_lease(key)
         return len(keys)
 
     # One computation for each miss ---------------------------------------------------
@@ -223,8 +231,10 @@ class CacheRegion:
         ``("value", value)``: here it is; with ``stale`` also one that has ended while
         another is being computed. ``("lease", token)``: the caller computes it and
         calls ``set_leased`` or ``release``, within ``lease_s`` seconds, after which
-        somebody else may. ``("wait", None)``: it is being computed; ask again.
+        somebody else may. ``("wait", None)``: it is being computed; ask again. Raises
+        ``ValueError`` for a key that is too long.
         """
+        check_key(key, self._key_bytes_max)
         if self._fresh(key) is not None:
             return "value", self.get(key)
         now = self._now()
@@ -239,8 +249,8 @@ class CacheRegion:
         # The next holder has the same generation: whoever ends first may store.
         generation = next(self._generations) if lease is None else lease.generation
         granted = _Lease(generation, next(self._grants), now + lease_s)
-        if lease is None and self._leases_edge.reached(len(self._leases)):
-            self._leases.popitem(last=False)
+        if lease is None and not self._make_room_for_lease(key, now):
+            return "lease", granted.token
         self._leases[key] = granted
         self._leases.move_to_end(key)
         return "lease", granted.token
@@ -267,7 +277,7 @@ class CacheRegion:
         lease = self._leases.get(key)
         if lease is None or lease.token != token:
             return False
-        del self._leases[key]
+        self._drop_lease(key)
         return True
 
     # Inside --------------------------------------------------------------------------
@@ -293,6 +303,7 @@ class CacheRegion:
                 "A cache region keeps bytes and integers under a text, not a "
                 f"{type(value).__name__} under {key!r:.100}."
             )
+        check_key(key, self._key_bytes_max)
         size, limit = _size(key, value), self._bytes_max
         if size > limit:
             raise ValueError(
@@ -325,20 +336,23 @@ class CacheRegion:
     def _keep(self, key: str, entry: _Entry, now: float) -> None:
         """Put an entry where none is or another one stays; others leave for it."""
         former = self._entries.get(key)
-        more, growth = 1, entry.size
+        growth, stay = entry.size, 0
         if former is not None:
             # It is there until its place is taken: while it were away, the queue
             # would forget when the key ends.
-            more, growth = 0, entry.size - former.size
+            growth, stay = entry.size - former.size, 1
             self._entries.move_to_end(key)
-        self._make_room(more, growth, now)
+        self._make_room(1 - stay, growth, stay, now)
         self._entries[key] = entry
         self._bytes += growth
         former_until = None if former is None else former.stays_until
         self._ended.note(key, entry.stays_until, former_until)
 
-    def _make_room(self, more: int, growth: int, now: float) -> None:
-        """Let go of what has ended, then of what was used least recently."""
+    def _make_room(self, more: int, growth: int, stay: int, now: float) -> None:
+        """Let go of what has ended, then of what was used least recently, then leases.
+
+        The ``stay`` entries that were used last remain.
+        """
         # Two for each that comes: what has ended leaves quicker than it gathers, and
         # no call pays for thousands.
         for _ in range(2):
@@ -347,8 +361,27 @@ class CacheRegion:
             len(self._entries) + more > self._entries_max
             or self._bytes + growth > self._bytes_max
         ):
-            if not self._drop_ended(now):
+            if self._drop_ended(now):
+                continue
+            if len(self._entries) > stay:
                 self._evict()
+            else:
+                self._drop_lease(next(iter(self._leases)))
+
+    def _make_room_for_lease(self, key: str, now: float) -> bool:
+        """Take up the room for one more lease; tell whether the region can have it."""
+        size = _lease_size(key)
+        if size > self._bytes_max:
+            return False
+        if self._leases_edge.reached(len(self._leases)):
+            self._drop_lease(next(iter(self._leases)))
+        self._make_room(0, size, 0, now)
+        self._bytes += size
+        return True
+
+    def _drop_lease(self, key: str) -> None:
+        if self._leases.pop(key, None) is not None:
+            self._bytes -= _lease_size(key)
 
     def _evict(self) -> None:
         if not self._has_been_full:
@@ -372,7 +405,12 @@ class CacheRegion:
 
     def _drop(self, key: str) -> None:
         self._bytes -= self._entries.pop(key).size
+        self._ended.tidy()
 
 
 def _size(key: str, value: Value) -> int:
     return sys.getsizeof(key) + sys.getsizeof(value) + ENTRY_BYTES
+
+
+def _lease_size(key: str) -> int:
+    return sys.getsizeof(key) + LEASE_BYTES

@@ -14,13 +14,17 @@ from __future__ import annotations
 import bisect
 import logging
 import math
+import sys
 import time
 from typing import Generic, Protocol, TypeVar
 
 from ..limits import Edge
-from .expiry import ExpiryQueue
+from .expiry import KEY_BYTES_MAX, ExpiryQueue, check_key
 
 log = logging.getLogger("state_server.objects")
+
+#: Each as many bytes of a key, beyond the first, take as much as another record.
+KEY_BYTES_IN_RECORD = 256
 
 
 class _Window(Protocol):
@@ -87,7 +91,7 @@ class _Windows(Generic[W]):
 
     def __init__(self) -> None:
         self._by_key: dict[str, W] = {}
-        self._ended: ExpiryQueue[str] = ExpiryQueue(self._ends_at)
+        self._ended: ExpiryQueue[str] = ExpiryQueue(self._ends_at, self._by_key.__len__)
         self.records = 0
 
     def __len__(self) -> int:
@@ -104,7 +108,7 @@ class _Windows(Generic[W]):
     def keep(self, key: str, window: W) -> None:
         """Add a window that was not there."""
         self._by_key[key] = window
-        self.records += window.records
+        self.records += window.records + _key_records(key)
         self._ended.note(key, window.ends_at)
 
     def drop(self, key: str) -> bool:
@@ -112,7 +116,8 @@ class _Windows(Generic[W]):
         window = self._by_key.pop(key, None)
         if window is None:
             return False
-        self.records -= window.records
+        self.records -= window.records + _key_records(key)
+        self._ended.tidy()
         return True
 
     def drop_ended(self, now: float) -> bool:
@@ -128,16 +133,21 @@ class _Windows(Generic[W]):
 class RateLimits:
     """The windows of all rate limits that share one storage.
 
-    ``records_max``: windows, and times of hits within moving windows. When it is
-    reached, a hit that needs another record raises ``OverflowError`` and counts
-    nothing: forgetting a window would let somebody exceed the limit.
+    ``records_max``: windows, and times of hits within moving windows; a window of a
+    long key takes one more for each 256 bytes of it. When it is reached, a hit that
+    needs another record raises ``OverflowError`` and counts nothing: forgetting a
+    window would let somebody exceed the limit. ``key_bytes_max``: one key in UTF-8, in
+    bytes; a hit of a longer one raises ``ValueError`` and counts nothing.
 
     Its fields are used in the object's own turns only, as those of every shared
     object. Amounts are whole numbers from 0; ``expiry_s`` is the length of a window in
     seconds. What is hit under one strategy is not seen by the others.
     """
 
-    def __init__(self, records_max: int = 1_000_000) -> None:
+    def __init__(
+        self, records_max: int = 1_000_000, key_bytes_max: int = KEY_BYTES_MAX
+    ) -> None:
+        self._key_bytes_max = key_bytes_max
         self._fixed: _Windows[_Fixed] = _Windows()
         self._moving: _Windows[_Moving] = _Windows()
         self._sliding: _Windows[_Sliding] = _Windows()
@@ -153,12 +163,13 @@ class RateLimits:
         It counts above the limit as well, which is not known here.
         """
         _check(key, expiry_s, amount)
+        check_key(key, self._key_bytes_max)
         now = self._now()
         window = self._fixed.find(key, now)
         if amount == 0:
             return 0 if window is None else window.hits
         if window is None:
-            self._make_room(now)
+            self._make_room(now, 1 + _key_records(key))
             window = _Fixed(now + expiry_s)
             self._fixed.keep(key, window)
         window.hits += amount
@@ -187,13 +198,14 @@ class RateLimits:
     ) -> bool:
         """Count a hit unless that would be too many; tell whether it was counted."""
         _check(key, expiry_s, amount)
+        check_key(key, self._key_bytes_max)
         now = self._now()
         window = self._recent(key, expiry_s, now)
         if amount + (0 if window is None else window.amount) > limit:
             return False
         if amount == 0:
             return True
-        self._make_room(now)
+        self._make_room(now, 1 if window is not None else 1 + _key_records(key))
         # A hit that is exactly as old as the window is long still counts.
         ends_at = math.nextafter(now + expiry_s, math.inf)
         if window is None:
@@ -224,6 +236,7 @@ class RateLimits:
         the last ``expiry_s`` seconds.
         """
         _check(key, expiry_s, amount)
+        check_key(key, self._key_bytes_max)
         now = self._now()
         window = self._current(key, expiry_s, now)
         if window is None:
@@ -236,7 +249,7 @@ class RateLimits:
         if amount == 0:
             return True
         if window is None:
-            self._make_room(now)
+            self._make_room(now, 1 + _key_records(key))
             window = _Sliding(now, expiry_s)
             self._sliding.keep(key, window)
         window.current += amount
@@ -307,17 +320,18 @@ class RateLimits:
             window.ends_at += expiry_s
         return window
 
-    def _make_room(self, now: float) -> None:
-        """See to it that there is room for one more record, or raise."""
+    def _make_room(self, now: float, more: int) -> None:
+        """See to it that there is room for ``more`` records, or raise."""
         tables = (self._fixed, self._moving, self._sliding)
         # One of each for each that comes, so that what has ended does not gather.
         for table in tables:
             table.drop_ended(now)
-        while self._edge.reached(self._records()):
+        while self._edge.reached(self._records() + more - 1):
             if not any(table.drop_ended(now) for table in tables):
                 raise OverflowError(
-                    f"There are {self._records()} records of rate limits, the limit "
-                    "(rate_limit_records_max). The hit was not counted."
+                    f"There are {self._records()} records of rate limits, and the "
+                    f"limit (rate_limit_records_max) is {self._edge.limit}. The hit "
+                    "was not counted."
                 )
 
 
@@ -328,3 +342,8 @@ def _check(key: str, expiry_s: float, amount: int) -> None:
         )
     if not 0 < expiry_s < math.inf:
         raise ValueError(f"A window is longer than 0 s, not {expiry_s!r:.100} s long.")
+
+
+def _key_records(key: str) -> int:
+    """Return the records that a key takes beside its window's, by its memory."""
+    return sys.getsizeof(key) // KEY_BYTES_IN_RECORD

@@ -96,16 +96,19 @@ class SessionShard:
     ) -> Answer:
         """Begin a session; one that it takes the place of has ended with that.
 
-        ``name`` must be new: what exists is never overwritten. Return an answer, see
-        ``Outcome``.
+        ``name`` must be new: what exists is never overwritten. ``in_place_of`` must
+        live: who has read a session that has ended meanwhile begins none with what it
+        held. Return an answer, see ``Outcome``.
         """
         time = now()
         self._clear_away(time, _LOOKED_AT)
+        if name in self._sessions or (
+            in_place_of and self._living(in_place_of, time) is None
+        ):
+            return Outcome.GONE.value, 0
         if _size(values) > bytes_max:
             return Outcome.TOO_LARGE.value, _largest(values)
-        if name in self._sessions:
-            return Outcome.GONE.value, 0
-        if in_place_of not in self._sessions and not self._has_room(sessions_max, time):
+        if not in_place_of and not self._has_room(sessions_max, time):
             return Outcome.FULL.value, 0
         self._end(in_place_of)
         session = _Session("", time, time, time + lifetime_s, 1)

@@ -31,7 +31,7 @@ from ..processes import ROOT, ManagerProcess, freeze, wait_until
 
 cachelib = pytest.importorskip("cachelib")
 
-from state_server.integrations.caching import StateServerCache  # noqa: E402
+from state_server.integrations.caching import Outage, StateServerCache  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +210,38 @@ def test_key_is_text(make_cache: MakeCache, key: Any) -> None:
 
 
 # Keys, regions and limits ------------------------------------------------------------
+
+
+def test_long_keys_are_hashed(
+    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key of a megabyte works, is told from its like, and takes little room."""
+    cache = make_cache(key_prefix="shop:")
+    one, other = "k" * 1_000_000 + "1", "k" * 1_000_000 + "2"
+    assert cache.set(one, 1)
+    assert cache.set_many({other: 2, "\udcff" * 5000: 3}) == [other, "\udcff" * 5000]
+    assert cache.get_many(one, other, "\udcff" * 5000) == [1, 2, 3]
+    assert cache.inc(one) == 2
+    assert cache.get_or_compute(one + "3", lambda: "new") == "new"
+    assert cache.get_or_compute(one + "3", lambda: "again") == "new"
+    assert cache.delete(other)
+    info = cache.info()
+    assert info is not None
+    assert info["bytes"] < 4000
+    assert len(caplog.records) == 1
+    assert "its SHA-256 stands for it" in caplog.text
+    assert len(caplog.text) < 1000
+    cache.clear()
+    assert cache.get(one) is None
+
+
+def test_long_prefix_is_refused(make_cache: MakeCache) -> None:
+    """One that leaves no room for keys is a mistake, of whatever kind it is."""
+    with pytest.raises(errors.ConfigError, match=r"key_prefix is .* 1025 bytes"):
+        make_cache(key_prefix="p" * 1025)
+    cache = make_cache(key_prefix=lambda: "p" * 1025)
+    with pytest.raises(errors.ConfigError, match="it has at most 1024"):
+        cache.get("key")
 
 
 def test_prefix_keeps_apps_apart(make_cache: MakeCache) -> None:
@@ -781,6 +813,54 @@ def test_absent_manager_takes_no_page_down(
     assert time.monotonic() - began < 20
     assert lines_of(caplog) == ["The cache is bypassed,"]
     assert "Unreachable" in caplog.text
+
+
+def test_answer_to_an_older_call_ends_no_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only a call that began after the outage did ends it; the pause is kept."""
+    outage = Outage(60)
+    before = time.monotonic()
+    outage.begin(errors.Unanswered("given up"))
+    outage.end(before)
+    assert outage.lasts()
+    outage.begin(errors.Unanswered("given up"))
+    assert len(caplog.records) == 1
+    outage.end(time.monotonic())
+    assert not outage.lasts()
+    assert [record.getMessage()[:18] for record in caplog.records] == [
+        "The cache is bypas",
+        "The cache answers ",
+    ]
+
+
+def test_calls_under_way_end_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """Of many threads' calls some are given up: one outage, and its pause is kept."""
+    under_way, given_up = threading.Barrier(8), threading.Event()
+    calls = []
+
+    class Region:
+        def get(self, key: str) -> None:
+            calls.append(key)
+            under_way.wait(20)
+            if key == "slow":
+                raise errors.Unanswered("given up")
+            given_up.wait(20)
+
+    class Client:
+        def get(self, *_: Any, **__: Any) -> Region:
+            return Region()
+
+    cache = StateServerCache(lambda: Client(), outage_pause_s=60)  # type: ignore[arg-type, return-value]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(cache.get, "quick") for _ in range(7)]
+        pool.submit(cache.get, "slow").result(20)
+        given_up.set()
+        for answer in answers:
+            answer.result(20)
+    assert cache.get("later") is None
+    assert len(calls) == 8
+    assert len(caplog.records) == 1
 
 
 def test_each_try_of_an_outage_is_no_new_one(

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from state_server.measures import ValueLimits
-from state_server.objects.cache import DIGITS_MAX, ENTRY_BYTES, CacheRegion
+from state_server.objects.cache import (
+    DIGITS_MAX,
+    ENTRY_BYTES,
+    LEASE_BYTES,
+    CacheRegion,
+)
 from state_server.objects.expiry import ExpiryQueue
 
 
@@ -489,13 +494,13 @@ def test_leases_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
 def test_queue_follows_the_number_of_keys() -> None:
     """Keys that come and go a million times leave no million entries behind."""
     ends: dict[int, float] = {}
-    queue: ExpiryQueue[int] = ExpiryQueue(ends.get)
+    queue: ExpiryQueue[int] = ExpiryQueue(ends.get, ends.__len__)
     for number in range(50_000):
         key = number % 10
         ends.pop(key, None)
         ends[key] = 1e6 - number
         queue.note(key, ends[key])
-    assert len(queue) <= 1100
+    assert len(queue) <= 120
     found = set()
     while (key := queue.pop_ended(1e6)) is not None:
         del ends[key]
@@ -506,10 +511,85 @@ def test_queue_follows_the_number_of_keys() -> None:
 def test_queue_heeds_an_end_that_was_put_off() -> None:
     """A key that ends later than was noted is given out when it ends, not before."""
     ends = {"key": 10.0}
-    queue: ExpiryQueue[str] = ExpiryQueue(ends.get)
+    queue: ExpiryQueue[str] = ExpiryQueue(ends.get, ends.__len__)
     queue.note("key", 10.0)
     ends["key"] = 20.0
     queue.note("key", 20.0, former=10.0)
     assert len(queue) == 1
     assert queue.pop_ended(15.0) is None
     assert queue.pop_ended(20.0) == "key"
+
+
+@pytest.mark.parametrize("leave", ["evict", "delete", "clear", "end"])
+def test_queue_lets_go_of_keys_that_left(leave: str) -> None:
+    """However entries leave, the queue soon holds no more than twice their keys."""
+    region = Region(entries_max=1000 if leave == "evict" else 100_000)
+    for number in range(5000):
+        region.set(f"key-{number}", 1, timeout_s=1000 - number / 10)
+        assert len(region._ended) <= 2 * len(region._entries) + 100
+    if leave == "delete":
+        region.delete_many([f"key-{number}" for number in range(4990)])
+    elif leave == "clear":
+        region.clear()
+    elif leave == "end":
+        region.time_s += 2000
+        region.get_many([f"key-{number}" for number in range(5000)])
+    assert len(region._ended) <= 2 * len(region._entries) + 100
+
+
+# Keys --------------------------------------------------------------------------------
+
+
+def test_long_key_is_refused() -> None:
+    """Nothing is stored or leased under it; the error says how long it may be."""
+    region = Region(key_bytes_max=5000)
+    long, full = "\N{EURO SIGN}" * 1667, "k" * 5000
+    for store in (
+        lambda: region.set(long, 1),
+        lambda: region.set_many({"short": 1, long: 1}),
+        lambda: region.add(long, 1),
+        lambda: region.inc(long),
+        lambda: region.get_or_lease(long, 10),
+    ):
+        with pytest.raises(ValueError, match=r"5001 bytes, .*key_bytes_max\) is 5000"):
+            store()
+    assert (region.get(long), region.has(long), region.delete(long)) == (None, 0, 0)
+    assert (region.info()["entries"], region.info()["leases"]) == (0, 0)
+    assert region.set(full, 1)
+    with pytest.raises(ValueError, match="key_bytes_max"):
+        Region().set("k" * 4097, 1)
+
+
+def test_leases_count_as_bytes() -> None:
+    """Leases take of the region's bytes, give them back, and make entries leave."""
+    region = Region(bytes_max=10_000)
+    _, token = region.get_or_lease("leased", 10)
+    taken = sys.getsizeof("leased") + LEASE_BYTES
+    assert region.info()["bytes"] == taken
+    region.release("leased", token)  # type: ignore[arg-type]
+    assert region.info()["bytes"] == 0
+    region.set("large", bytes(9000))
+    for number in range(100):
+        region.get_or_lease(f"{number:0>1000}", 10)
+        assert region.info()["bytes"] <= 10_000
+    assert region.info()["leases"] == 7
+    assert not region.has("large")
+    region.set("large", bytes(9500))
+    assert (region.info()["entries"], region.info()["leases"]) == (1, 0)
+    region.set("large", bytes(9000))
+    region.get_or_lease("leased", 10)
+    region.set("large", bytes(9500))
+    assert (region.info()["entries"], region.info()["leases"]) == (1, 0)
+    assert region.info()["bytes"] == sum_of_sizes(region) <= 10_000
+    region.clear()
+    assert region.info()["bytes"] == 0
+
+
+def test_lease_that_the_region_has_no_room_for() -> None:
+    """It is given and not kept: its value is not stored, and nobody waits for it."""
+    region = Region(bytes_max=1000)
+    region.set("there", 1)
+    state, token = region.get_or_lease("k" * 1000, 10)
+    assert state == "lease"
+    assert not region.set_leased("k" * 1000, token, 1)  # type: ignore[arg-type]
+    assert region.has("there")

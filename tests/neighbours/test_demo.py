@@ -149,15 +149,24 @@ def test_other_requests_are_refused(
 
 
 def test_runs_do_not_disturb_each_other_and_are_bounded() -> None:
-    """Each run counts from 1, and a thousand runs leave no more than the last few."""
+    """Each run counts from 1, and any number of runs leave no more than the last."""
     counter = DemonstrationCounter()
     assert [counter.next_number("a") for _ in range(3)] == [1, 2, 3]
     assert counter.next_number("b") == 1
     assert counter.next_number("a") == 4
-    for number in range(1000):
+    for number in range(RUNS_MAX + 100):
         assert counter.next_number(f"run {number}") == 1
     assert len(counter.numbers) == RUNS_MAX
-    assert counter.next_number("run 999") == 2
+    assert counter.next_number(f"run {RUNS_MAX + 99}") == 2
+
+
+def test_run_that_goes_on_is_not_forgotten() -> None:
+    """However many other runs begin meanwhile, it counts on and gives nothing twice."""
+    counter = DemonstrationCounter()
+    for number in range(3 * RUNS_MAX):
+        assert counter.next_number("mine") == number + 1
+        counter.next_number(f"run {number}")
+    assert len(counter.numbers) == RUNS_MAX
 
 
 def test_cookie_of_the_session_does_not_grow(tmp_path: Path) -> None:
@@ -243,21 +252,33 @@ def test_variants_say_what_they_lack(
     assert client.post(f"/demo/plain-global/{RUN}").status_code == 200
 
 
-def test_sessions_that_need_no_key_are_asked_for_none(
+def test_strangers_make_no_stored_sessions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the sessions of a manager there is a session, and no key is looked for."""
+    """Where sessions are kept by the manager, that variant is left out; the page says.
+
+    No key is looked for then.
+    """
     manager = ManagerProcess(tmp_path).start()
     try:
-        client = app_without_manager(
+        app = app_without_manager(
             tmp_path,
             STATE_SERVER_ADDRESS=read_address_file(manager.data_dir),
             STATE_SERVER_AUTHKEY_FILE=str(manager.data_dir / "authkey"),
             STATE_SERVER_SESSIONS=True,
-        ).test_client()
-        for number in (1, 2):
-            answer = client.post(f"/demo/session-cookie/{RUN}")
-            assert (answer.status_code, answer.json["number"]) == (200, number)
+        )
+        client = app.test_client()
+        answer = client.post(f"/demo/session-cookie/{RUN}")
+        assert answer.status_code == 404
+        assert "StateServerSessionInterface" in answer.json["message"]
+        assert "Set-Cookie" not in answer.headers
+        assert client.post(f"/demo/shared-object/{RUN}").json["number"] == 1
+        page = client.get("/demo").text
+        assert 'data-variant="session-cookie"' not in page
+        assert "StateServerSessionInterface" in page
+        assert "Ask for 400 numbers" in page
+        with app.app_context():
+            assert app.extensions["state_server"].sessions.overview() == []
         assert "has no sessions" not in caplog.text
     finally:
         manager.stop()

@@ -265,6 +265,19 @@ def test_clearing_a_limit(storage: Any, name: str) -> None:
     assert limiter.hit(item, "a")
 
 
+def test_long_keys_are_hashed(storage: Any) -> None:
+    """A key of any length counts exactly, apart from others that begin as it does."""
+    one, other = "k" * 1_000_000 + "1", "k" * 1_000_000 + "2"
+    assert [storage.incr(one, 60), storage.incr(one, 60)] == [1, 2]
+    assert (storage.get(one), storage.get(other)) == (2, 0)
+    assert storage.acquire_entry(one, 1, 60)
+    assert not storage.acquire_entry(one, 1, 60)
+    assert storage.acquire_sliding_window_entry(other, 1, 60)
+    storage.clear(one)
+    assert (storage.get(one), storage.get_moving_window(one, 1, 60)[1]) == (0, 0)
+    assert storage.storage.info()["records"] == 1
+
+
 def test_full_storage_is_overloaded(start_manager: StartManager) -> None:
     """At rate_limit_records_max a new visitor is an error; known ones are counted."""
     manager = start_manager("--rate-limit-records-max", "3")

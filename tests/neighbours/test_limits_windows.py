@@ -299,3 +299,42 @@ def test_records_add_up(steps: list[tuple[float, str, int]]) -> None:
             for window in table._by_key.values()
         )
         assert ours.info()["records"] == kept <= 6
+
+
+def test_long_key_is_refused() -> None:
+    """A hit of it counts nothing; the error says how long a key may be."""
+    storage = Limits()
+    for hit in (
+        lambda: storage.incr("k" * 4097, 60),
+        lambda: storage.acquire_entry("k" * 4097, 1, 60),
+        lambda: storage.acquire_sliding_window_entry("k" * 4097, 1, 60),
+    ):
+        with pytest.raises(ValueError, match=r"4097 bytes, .*key_bytes_max\) is 4096"):
+            hit()
+    assert storage.info()["records"] == 0
+    assert storage.incr("k" * 4096, 60) == 1
+
+
+def test_bytes_of_keys_are_records() -> None:
+    """Long keys fill the storage sooner, and give back what they took."""
+    storage = Limits(records_max=90)
+    for number in range(5):
+        assert storage.incr(f"{number:0>4000}", 60) == 1
+    taken = storage.info()["records"]
+    assert 5 * 4000 / 256 <= taken <= 90
+    with pytest.raises(OverflowError, match="rate_limit_records_max"):
+        storage.acquire_sliding_window_entry("k" * 4000, 5, 60)
+    assert storage.acquire_entry("short", 5, 60)
+    storage.clear("short")
+    for number in range(5):
+        storage.clear(f"{number:0>4000}")
+    assert storage.info()["records"] == 0
+
+
+def test_queue_lets_go_of_windows_that_were_cleared() -> None:
+    """Keys of windows that are gone take no memory for the rest of their time."""
+    storage = Limits()
+    for number in range(2000):
+        storage.incr(str(number), 3600)
+        storage.clear(str(number))
+    assert len(storage._fixed._ended) <= 100

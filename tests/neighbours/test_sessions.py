@@ -666,6 +666,102 @@ def test_no_rule_brings_a_session_back(make_app: MakeApp, rule: str, end: str) -
         assert len(state.sessions.overview()) == (0 if end == "/clear" else 1)
 
 
+def begin_with_what_was_read() -> None:
+    """End the session, and begin another with a value of the one that was read."""
+    read = session["a"]
+    session.clear()
+    session["a"] = read
+
+
+def end_by_path(app: Flask, beside: Any, path: str) -> None:
+    """End the session as its visitor does."""
+    ask(beside, path)
+
+
+def revoke_all(app: Flask, beside: Any, path: str) -> None:
+    """End the session from outside."""
+    store = app.session_interface.store  # type: ignore[attr-defined]
+    for info in store.overview():
+        store.revoke(info.id)
+
+
+@pytest.mark.parametrize(
+    ("end", "path", "left"),
+    [
+        (end_by_path, "/clear", 0),
+        (end_by_path, "/regenerate", 1),
+        (end_by_path, "/renew/x/1", 1),
+        (revoke_all, "", 0),
+    ],
+)
+def test_what_was_read_begins_no_session_after_the_end(
+    merging: MakeApp,
+    end: Callable[[Flask, Any, str], None],
+    path: str,
+    left: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A request that clears and fills cannot carry over what has ended meanwhile.
+
+    It gets no session and no cookie, and one line is logged; the next request of the
+    visitor begins a session as any other.
+    """
+    app = merging()
+    client = app.test_client()
+    ask(client, "/set/a/1")
+    beside = with_cookie(app, cookie_of(client))
+
+    def slow() -> str:
+        assert session["a"] == "1"
+        end(app, beside, path)
+        begin_with_what_was_read()
+        return "done"
+
+    late(app, "slow")(slow)
+    response = client.get("/late/slow")
+    assert (response.text, "Set-Cookie" in response.headers) == ("done", False)
+    store = app.session_interface.store  # type: ignore[attr-defined]
+    assert len(store.overview()) == left
+    (record,) = (r for r in caplog.records if r.name == "state_server.sessions")
+    assert re.search(r"dropped: .*'a'", record.getMessage())
+    ask(client, "/renew/b/2")
+    assert (ask(client, "/get/a"), ask(client, "/get/b")) == ("nothing", "2")
+    assert len(store.overview()) == left + 1
+
+
+def test_a_dead_cookie_hinders_no_login(merging: MakeApp) -> None:
+    """Clear and fill where there was nothing to read any more: a session begins."""
+    app = merging()
+    client = app.test_client()
+    ask(client, "/set/a/1")
+    revoke_all(app, client, "")
+    old = cookie_of(client)
+    ask(client, "/renew/user/ann")
+    assert cookie_of(client) not in (old, "")
+    assert ask(client, "/get/user") == "ann"
+
+
+@pytest.mark.parametrize("name", ["app", "wsgi", "__main__"])
+def test_a_name_that_many_apps_have_is_warned_of(
+    manager: ManagerProcess, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sessions under such a name, which nobody has chosen, give one line when made."""
+    own_route(name, manager.data_dir)
+    (record,) = (r for r in caplog.records if r.name == "state_server.sessions")
+    assert f"name {name!r}" in record.getMessage()
+    assert "STATE_SERVER_SESSION_NAMESPACE" in record.getMessage()
+
+
+def test_a_chosen_namespace_is_not_warned_of(
+    manager: ManagerProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a namespace that was set, nor another name, nor an app without them."""
+    own_route("app", manager.data_dir, STATE_SERVER_SESSION_NAMESPACE="app")
+    own_route("shop", manager.data_dir)
+    own_route("app", manager.data_dir, STATE_SERVER_SESSIONS=False)
+    assert not [r for r in caplog.records if r.name == "state_server.sessions"]
+
+
 def test_logout_wins_over_what_came_before(make_app: MakeApp) -> None:
     """The other way round: what others added while the logout ran ends with it."""
     app = make_app()

@@ -194,8 +194,25 @@ def test_a_session_in_place_of_another(shard: SessionShard) -> None:
     begin(shard, "s", {"a": b"1"}, user="ann")
     assert begin(shard, "t", {"b": b"2"}, in_place_of="s")[0] == "saved"
     assert (names(shard), names(shard, "ann")) == (["t"], [])
-    # And where it has ended by itself meanwhile.
-    assert begin(shard, "u", {"c": b"3"}, in_place_of="gone")[0] == "saved"
+
+
+@pytest.mark.parametrize("end", ["logout", "revoked", "another", "new id", "expired"])
+def test_none_in_place_of_one_that_ended(
+    shard: SessionShard, clock: Clock, end: str
+) -> None:
+    """What a request had read has ended: it cannot go on as another session."""
+    begin(shard, "s", {"a": b"1"}, user="ann")
+    ends: dict[str, Callable[[], object]] = {
+        "logout": lambda: shard.end("s"),
+        "revoked": lambda: shard.end_user("ann"),
+        "another": lambda: begin(shard, "t", {"b": b"2"}, in_place_of="s"),
+        "new id": lambda: save(shard, "s", new_name="t"),
+        "expired": lambda: setattr(clock, "time", clock.time + LIFETIME_S),
+    }
+    ends[end]()
+    before = names(shard)
+    assert begin(shard, "u", {"a": b"1"}, in_place_of="s") == ("gone", 0)
+    assert names(shard) == before
 
 
 @pytest.mark.parametrize("rule", ["merge", "last"])
@@ -350,6 +367,7 @@ def model_step(
     rule = chance.choice(("merge", "last", "error"))
     steps: list[Callable[[], Any]] = [
         lambda: begin(shard, name, some, user=user, lifetime_s=lifetime_s),
+        lambda: begin(shard, name, some, sessions_max=10),
         lambda: begin(shard, name, some, sessions_max=10, in_place_of=other),
         lambda: save(shard, name, 9, some, rule=rule, lifetime_s=lifetime_s),
         lambda: save(shard, name, 9, {}, some, ("k1", "k2"), rule=rule),
