@@ -125,6 +125,7 @@ class Service:
         self._catalogue = catalogue if shared is None else shared
         self._waiter, self._asked = socket.socketpair()
         self._asked.setblocking(False)
+        self._stop_asked = False
         self._lock: DataDirLock | None = None
         self._listener: socket.socket | None = None
         self._engine: Engine | None = None
@@ -204,6 +205,7 @@ class Service:
 
     def request_stop(self) -> None:
         """Have ``wait`` return; any thread or signal handler may call this."""
+        self._stop_asked = True
         try:
             self._asked.send(b"\0")
         except OSError:
@@ -212,7 +214,17 @@ class Service:
 
     def wait(self) -> None:
         """Wait until the service is asked to stop."""
-        self._waiter.recv(1)
+        if threading.current_thread() is not threading.main_thread():
+            self._waiter.recv(1)
+            return
+        # A signal that comes just before this thread begins to wait interrupts nothing,
+        # and its handler runs only when the thread does: so each signal sends a byte.
+        former = signal.set_wakeup_fd(self._asked.fileno(), warn_on_full_buffer=False)
+        try:
+            while not self._stop_asked:
+                self._waiter.recv(1)
+        finally:
+            signal.set_wakeup_fd(former)
 
     def stop(self) -> None:
         """Drain and stop: running calls end, within the time the settings give."""

@@ -111,3 +111,41 @@ def test_a_class_that_nobody_shares_any_more_is_told_at_the_start(
     manager.stop()
     assert "stored objects of 'Talker', which no class is shared as" in manager.log
     assert "aliases=('Talker',)" in manager.log
+
+
+ELSEWHERE = """
+import signal, sys, threading, time
+from pathlib import Path
+from state_server.service import Service, stop_on_signals
+from state_server.settings import ManagerSettings
+
+service = Service(ManagerSettings(data_dir=Path(sys.argv[1]), memory=True))
+service.start()
+stop_on_signals(service.request_stop)
+
+
+def signal_myself():
+    # Heard by this thread: the main one, which waits, is not interrupted.
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(60)
+
+
+threading.Thread(target=signal_myself, daemon=True).start()
+print("waiting", flush=True)
+service.wait()
+service.stop()
+print("stopped", flush=True)
+"""
+
+
+def test_a_signal_that_wakes_nobody_is_heard_all_the_same(tmp_path: Path) -> None:
+    """SIGTERM stops the manager although its main thread is not interrupted by it."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "var")],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.split() == ["waiting", "stopped"], done
