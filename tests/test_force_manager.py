@@ -25,7 +25,7 @@ from state_server import Overloaded, Stale, Unanswered, wire
 
 from .conftest import StartManager
 from .force_classes import OwnPeer, Threads, dial, fresh_lane, sharing
-from .processes import ROOT, ManagerProcess, wait_until
+from .processes import ROOT, ManagerProcess, freeze, wait_until
 
 COUNT = ("Echo", "default", "count")
 
@@ -465,7 +465,7 @@ def test_frames_of_two_connections_of_a_lane_run_once_in_any_order(
         lane, token = fresh_lane(), f"turn-{turn}"
         old = OwnPeer(address, key).shake_hands().greet(lane)
         new = OwnPeer(address, key).shake_hands()
-        os.kill(echo_manager.pid, signal.SIGSTOP)
+        freeze(echo_manager.pid)
         frames = [(old, 1), (new, 0)]
         for peer, is_old in frames if turn % 2 else reversed(frames):
             if is_old:
