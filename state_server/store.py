@@ -64,7 +64,6 @@ create table replies (
     payload blob,
     committed_at real not null
 ) without rowid;
-create index replies_by_age on replies (committed_at);
 create table fence (id integer primary key check (id = 1), count integer not null);
 insert into fence values (1, 0);
 """
@@ -164,6 +163,8 @@ class SqliteStore:
         if mode != "wal":
             raise sqlite3.OperationalError(f"the journal mode is {mode}, not wal")
         writer.execute("pragma synchronous = full")
+        # Former releases kept one, and wrote a page of it with each commit.
+        writer.execute("drop index if exists replies_by_age")
         some = writer.execute("select exists (select 1 from entries)").fetchone()
         #: Whether an image may make entries needless that are to be deleted then.
         self._may_have_entries = bool(some[0])
@@ -322,11 +323,18 @@ class SqliteStore:
             raise StoreError(f"SQLite says: {error}.") from error
 
     def tidy(self, retention_s: float) -> None:
-        """Forget replies that were committed longer ago than this."""
+        """Forget replies that were committed longer ago than this.
+
+        A lane begins with the time it was minted, so those that were minted since are
+        not looked at; an index of ages would be one more page to write with each
+        commit.
+        """
+        horizon_s = time.time() - retention_s
+        minted_before = max(0, int(horizon_s * 1000)).to_bytes(8, "big")
         try:
             self._writer.execute(
-                "delete from replies where committed_at < ?",
-                (time.time() - retention_s,),
+                "delete from replies where lane < ? and committed_at < ?",
+                (minted_before, horizon_s),
             )
         except sqlite3.Error as error:
             raise StoreError(f"SQLite says: {error}.") from error
