@@ -29,7 +29,7 @@ from .errors import (
     Unreachable,
 )
 from .handles import Handle
-from .link import BrokenLink, Link, TimeIsUp
+from .link import Link
 from .messages import DEFAULT_KEY, Contract, Lane, Payload, running
 from .pool import Pool
 from .settings import (
@@ -41,6 +41,7 @@ from .settings import (
     read_key_file,
 )
 from .sharing import catalogue
+from .stream import BrokenLink, TimeIsUp
 
 log = logging.getLogger("state_server.client")
 

@@ -69,7 +69,7 @@ class Pool:
             inherited = self._links
             self._renew()
         for link in inherited:
-            link.socket.close()
+            link.close()
 
     def take(self, deadline: float) -> Link:
         """Return a free link, or make one.

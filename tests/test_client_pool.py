@@ -32,26 +32,16 @@ from state_server.errors import (
     Unanswered,
     Unreachable,
 )
-from state_server.link import BrokenLink, TimeIsUp, new_lane
+from state_server.link import new_lane
 from state_server.messages import Lane, running
 from state_server.pool import Pool
 from state_server.settings import ClientSettings
+from state_server.stream import BrokenLink, TimeIsUp
 
 from .fakes import BOOT_ID, OTHER_BOOT_ID, PATIENCE_S, FakeClock
 
 #: What a scripted link does with a frame: it returns the reply, or raises.
 Act = Callable[["FakeLink", bytes], wire.Reply]
-
-
-class FakeSocket:
-    """A socket that only notes that it was closed."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    def close(self) -> None:
-        """Note it."""
-        self.closed = True
 
 
 class FakeLink:
@@ -68,7 +58,6 @@ class FakeLink:
         self.is_admin = False
         self.frame_bytes_max = 2**20
         self.made_at = pool_module.time.monotonic()
-        self.socket = FakeSocket()
         self.quiet = True
         self.closed_with: list[bool] = []
         self.sent: list[Any] = []
@@ -288,8 +277,8 @@ def test_child_after_a_fork_uses_none_of_the_parents_links(
 
     assert fresh is dialler.made[2]
     assert fresh.lane.session != session
-    assert [link.socket.closed for link in dialler.made] == [True, True, False]
-    assert free.closed_with == used.closed_with == []
+    assert [free.closed_with, used.closed_with] == [[False], [False]]
+    assert fresh.closed_with == []
     pool.give(used)
     assert pool.take(FAR) is dialler.made[3], "the parent's link is not kept"
 
@@ -837,7 +826,6 @@ class LinkOfNoSocket:
 
     def __init__(self, lane: Lane, deadline: float) -> None:
         self.lane = lane
-        self.socket = self
         self.closed = False
 
     def close(self, *, goodbye: bool = False) -> None:
@@ -879,8 +867,8 @@ def _fork_in_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
             thread.join()
     assert len(taken) == 8
     assert inherited not in taken
-    assert not any(link.socket.closed for link in taken)
-    assert inherited.socket.closed
+    assert not any(link.closed for link in taken)
+    assert inherited.closed
 
 
 def test_a_clock_that_a_test_has_set_does_not_make_lanes_old(

@@ -45,7 +45,7 @@ def test_a_commit_of_one_call_writes_two_pages(store: SqliteStore) -> None:
     commit(store, lane, 1)
     before = log.stat().st_size
     commit(store, lane, 2)
-    assert 2 * _LOGGED_PAGE_BYTES == log.stat().st_size - before
+    assert log.stat().st_size - before == 2 * _LOGGED_PAGE_BYTES
 
 
 def test_replies_are_forgotten_by_the_age_of_their_commit(store: SqliteStore) -> None:

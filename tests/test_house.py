@@ -25,7 +25,7 @@ LINE_LENGTH_MAX = 88
 #: and server in one object; the commands start one and ask the other.
 FRONT = "state_server"
 BOTH_HALVES = {FRONT, "manager", "__main__"}
-CLIENT_HALF = {"client", "handles", "pool", "link"}
+CLIENT_HALF = {"client", "handles", "pool", "link", "stream"}
 SERVER_HALF = {
     "service",
     "engine",
@@ -128,7 +128,7 @@ DOORS = {
     "socket": {
         "connection",
         "engine",
-        "link",
+        "stream",
         "service",
         "tcp",
         "web.server",
@@ -136,7 +136,7 @@ DOORS = {
         "web.supervisor",
         "web.worker",
     },
-    "select": {"link", "poller", "web.supervisor"},
+    "select": {"stream", "poller", "web.supervisor"},
     "selectors": {"poller"},
     "asyncio": set(),
     "ctypes": set(),
