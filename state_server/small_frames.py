@@ -7,12 +7,16 @@ it neither writes nor reads them. Pickle, names and the walk may not enter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .measures import DEFAULT_LIMITS, FLAT_SIZE, ValueLimits
 
 _TINY_BYTES = 512
+#: Parts of one small tuple or dict.
+_PARTS_MAX = 8
+#: Longest text or bytes in a small frame: a digest in hexadecimal digits.
+_TEXT_BYTES_MAX = 64
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
@@ -21,26 +25,36 @@ def is_small(value: Any) -> bool:
     kind = type(value)
     if kind in ATOMS:
         return True
-    if kind is not tuple or len(value) > 4:
+    if kind is not tuple or len(value) > _PARTS_MAX:
         return False
     for part in value:
         kind = type(part)
-        if kind not in ATOMS and not (
-            (kind is tuple and len(part) <= 4 and ATOMS.issuperset(map(type, part)))
-            or (kind is dict and not part)
-        ):
+        if kind in ATOMS:
+            continue
+        if kind is dict and len(part) <= _PARTS_MAX:
+            atomic = not part or (_are_atoms(part) and _are_atoms(part.values()))
+        else:
+            atomic = kind is tuple and len(part) <= _PARTS_MAX and _are_atoms(part)
+        if not atomic:
             return False
     return True
+
+
+def _are_atoms(values: Iterable[object]) -> bool:
+    return ATOMS.issuperset(map(type, values))
 
 
 def _tiny_pattern() -> bytes:
     """Spell the grammar of small frames: scalars in at most two levels of containers.
 
-    Every match is a complete, well-formed pickle without names and without memo
-    references, so it needs no walk. Text of up to 32 bytes is spelled out by length,
-    because a regular expression cannot count.
+    In the arguments of a call, of which there are four at least, in three. Every match
+    is a complete, well-formed pickle without names and without memo references, so it
+    needs no walk. Text is spelled out by length, because a regular expression cannot
+    count.
     """
-    counted = b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(33))
+    counted = b"|".join(
+        re.escape(bytes([n])) + b".{%d}" % n for n in range(_TEXT_BYTES_MAX + 1)
+    )
     scalar = (
         b"(?:[N\x88\x89]|K.|M..|J.{4}|G.{8}"
         b"|\x8a(?:\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
@@ -52,7 +66,7 @@ def _tiny_pattern() -> bytes:
     ).replace(b"S", scalar)
     frame = (
         b"\x80[\x02-\x05](?:\x95.{8})?"
-        b"(?:B(?:|\x85\x94|B(?:\x86\x94|B\x87\x94))|\\(B{4,}t\x94)\\."
+        b"(?:B(?:|\x85\x94|B(?:\x86\x94|B\x87\x94))|\\(B{4,}t\x94(?:B\x86\x94)?)\\."
     )
     return frame.replace(b"B", flat)
 
@@ -77,7 +91,7 @@ def is_tiny(data: bytes | memoryview, limits: ValueLimits) -> bool:
     # No small frame reaches the usual limits; unusually tight ones want the walk.
     return limits is DEFAULT_LIMITS or (
         limits.nodes_max >= _TINY_BYTES
-        and limits.depth_max >= 2
+        and limits.depth_max >= 3
         and limits.expanded_bytes_max >= _TINY_BYTES * FLAT_SIZE
         and limits.digits_max >= 20
     )

@@ -322,14 +322,21 @@ def test_the_quick_path_agrees_with_the_walk(value: Any) -> None:
     assert data == codec.encode(value)
 
 
-@pytest.mark.parametrize("size", range(40))
+@pytest.mark.parametrize("size", range(70))
 def test_text_of_every_small_length_is_read(size: int) -> None:
     """Text and bytes of any length come back, on both sides of the quick path."""
     value: tuple[Any, Any] = (("x" * size, b"y" * size), {})
     assert value == codec.decode(codec.encode(value))
 
 
-@pytest.mark.parametrize("value", [((), {}), ((5,), {}), (("a",), {"b": 1}), 5, "x"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(5, "x", ((), {}), ((5,), {}), (("a",), {"b": 1}), (("f" * 64,), {})),
+        # A session that is saved: dictionaries within four arguments and more.
+        (("f" * 64, 3, {"a": b"1"}, {"b": b"2"}, ()), {"rule": "merge", "user": None}),
+    ],
+)
 def test_the_usual_small_calls_take_the_quick_path(value: Any) -> None:
     """The bodies of the commonest calls and replies need no walk."""
     assert small_frames.is_tiny(codec.encode(value), codec.DEFAULT_LIMITS)
