@@ -36,7 +36,7 @@ from .errors import ConfigError, NotAllowed, TooLarge
 from .measures import DEFAULT_LIMITS, ValueLimits
 from .messages import Reference
 from .refusals import Foreign, refusal
-from .small_frames import is_small, is_tiny
+from .small_frames import SMALL_BYTES_MAX, is_small, is_tiny
 from .spellings import references, spelling
 from .stock_arrays import Recorded
 from .walk import checked_walk
@@ -79,17 +79,11 @@ def encode(
     Raises ``NotAllowed`` for a type that may not travel and ``TooLarge`` for a value
     over a limit. What this accepts, ``decode`` accepts under the same limits.
     """
-    kind = type(value)
-    if kind in _SCALARS or (kind is int and -_WORD <= value < _WORD):  # type: ignore[operator]
-        # A few bytes of our own making: there is nothing to look at.
-        return pickle.dumps(value, _PROTOCOL)
-    if is_small(value):
-        # It has only exact builtin types: pickle cannot run foreign code then.
-        data = pickle.dumps(value, _PROTOCOL)
-    else:
+    data = _small(value, limits)
+    if data is None:
         data, _ = _dump(value, limits, stock=stock)
-    if not is_tiny(data, limits):
-        checked_walk(data, limits)
+        if not is_tiny(data, limits):
+            checked_walk(data, limits)
     return data
 
 
@@ -105,9 +99,9 @@ def encode_with_buffers(
     views on the live arrays, not copies: who sends them later than the value may
     change copies them first. Raises as ``encode`` does.
     """
-    kind = type(value)
-    if kind in _SCALARS or kind is int or is_small(value):
-        return encode(value, limits), _NO_BUFFERS
+    small = _small(value, limits)
+    if small is not None:
+        return small, _NO_BUFFERS
     data, buffers = _dump(value, limits, buffer_bytes_min=buffer_bytes_min)
     if buffers or not is_tiny(data, limits):
         checked_walk(data, limits, [buffer.nbytes for buffer in buffers])
@@ -172,6 +166,18 @@ def allowed_class(module: str, qualname: str) -> type | None:
 def register_reference(cls: type, describe: Callable[[Any], tuple[str, str]]) -> None:
     """Encode values of ``cls`` (a handle) as a ``Reference``: class name and key."""
     references[cls] = describe
+
+
+def _small(value: object, limits: ValueLimits) -> bytes | None:
+    """Return the bytes of a value that needs no look at them, or ``None``."""
+    kind = type(value)
+    if kind in _SCALARS or (kind is int and -_WORD <= value < _WORD):  # type: ignore[operator]
+        return pickle.dumps(value, _PROTOCOL)
+    if limits is DEFAULT_LIMITS and is_small(value):
+        data = pickle.dumps(value, _PROTOCOL)
+        if len(data) <= SMALL_BYTES_MAX:
+            return data
+    return None
 
 
 def _dump(

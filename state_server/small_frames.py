@@ -7,41 +7,41 @@ it neither writes nor reads them. Pickle, names and the walk may not enter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from .measures import DEFAULT_LIMITS, FLAT_SIZE, ValueLimits
 
 _TINY_BYTES = 512
-#: Parts of one small tuple or dict.
+#: Parts of one small container.
 _PARTS_MAX = 8
+_CONTAINERS = frozenset({tuple, dict, list})
+#: Fewer bytes than those of an int with too many digits.
+SMALL_BYTES_MAX = 1024
 #: Longest text or bytes in a small frame: a digest in hexadecimal digits.
 _TEXT_BYTES_MAX = 64
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
-def is_small(value: Any) -> bool:
-    """Tell whether the value is an atom, or a few atoms in tuples and dicts."""
+def is_small(value: Any, levels: int = 3) -> bool:
+    """Tell whether the value is an atom, or a few of them in a few containers.
+
+    Pickle runs no foreign code for such a value, and its frame reaches no limit if it
+    has at most ``SMALL_BYTES_MAX`` bytes. ``levels``: containers within each other.
+    """
     kind = type(value)
     if kind in ATOMS:
         return True
-    if kind is not tuple or len(value) > _PARTS_MAX:
+    if kind not in _CONTAINERS or not levels or len(value) > _PARTS_MAX:
         return False
+    if kind is dict:
+        if not ATOMS.issuperset(map(type, value)):
+            return False
+        value = value.values()
     for part in value:
-        kind = type(part)
-        if kind in ATOMS:
-            continue
-        if kind is dict and len(part) <= _PARTS_MAX:
-            atomic = not part or (_are_atoms(part) and _are_atoms(part.values()))
-        else:
-            atomic = kind is tuple and len(part) <= _PARTS_MAX and _are_atoms(part)
-        if not atomic:
+        if type(part) not in ATOMS and not is_small(part, levels - 1):
             return False
     return True
-
-
-def _are_atoms(values: Iterable[object]) -> bool:
-    return ATOMS.issuperset(map(type, values))
 
 
 def _tiny_pattern() -> bytes:
