@@ -47,6 +47,10 @@ log = logging.getLogger("state_server.client")
 
 T = TypeVar("T")
 
+#: Handles that a client keeps, for those who get one in each request. They hold no
+#: resources: when there are more, all are made anew.
+_HANDLES_MAX = 1024
+
 _NO_ARGUMENTS: tuple[bytes, Sequence[Payload]] = (b"", ())
 
 _BACKOFF_FIRST_S = 0.01
@@ -101,8 +105,9 @@ def connect(
 class Client:
     """The way to one manager, for all threads, greenlets and forked children.
 
-    Make it with ``connect``. ``_contracts`` is written whole, one entry at a time, so
-    it needs no lock (which a fork could leave held by nobody); the pool guards itself.
+    Make it with ``connect``. ``_contracts`` and ``_handles`` are written whole, one
+    entry at a time, so they need no lock (which a fork could leave held by nobody); the
+    pool guards itself.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Client:
         self._admin = admin
         self._pool = Pool(self._dial, settings.client_connections_max)
         self._contracts: dict[str, Contract] = {}
+        self._handles: dict[tuple[type | str, str, float | None], Handle] = {}
 
     def __repr__(self) -> str:
         """Say where the manager is, and how many links there are."""
@@ -152,12 +158,23 @@ class Client:
         deadline of its calls. Raises ``NotShared`` for a class that is not shared in
         this process. The manager is not asked.
         """
+        try:
+            return self._handles[cls, key, timeout]
+        except (KeyError, TypeError):
+            # The second for a key that is no text, and cannot be looked up either.
+            return self._new_handle(cls, key, timeout)
+
+    def _new_handle(self, cls: type | str, key: str, timeout: float | None) -> Handle:
         name = cls if isinstance(cls, str) else catalogue.name_of(cls)
         if not isinstance(key, str):
             raise NotShared(f"The key of an object is text, not {key!r}.")
         if timeout is not None:
             timeout = checked_timeout(timeout)
-        return cast("T", Handle(self, name, key, timeout))
+        handle = Handle(self, name, key, timeout)
+        if len(self._handles) >= _HANDLES_MAX:
+            self._handles.clear()
+        self._handles[cls, key, timeout] = handle
+        return handle
 
     def ping(self, timeout: float | None = None) -> float:
         """Return the seconds that the way to the manager and back takes."""

@@ -817,6 +817,21 @@ def test_key_of_an_object_is_text(key: Any) -> None:
         connect("tcp://h:1", b"k").get("Room", key)
 
 
+def test_handles_are_kept_and_bounded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Who gets a handle in each request gets the same one; never more than so many."""
+    monkeypatch.setattr(client_module, "_HANDLES_MAX", 3)
+    with client_module.connect(data_dir=tmp_path) as client:
+        assert client.get("Count", "a") is client.get("Count", "a")
+        assert client.get("Count", "a") != client.get("Count", "b")
+        assert client.get("Count", "a") is not client.get("Count", "a", timeout=2)
+        for number in range(10):
+            handle = client.get("Count", str(number))
+            assert handle == client.get("Count", str(number))
+            assert len(client._handles) <= 3
+
+
 class LinkOfNoSocket:
     """What a pool needs of a link."""
 

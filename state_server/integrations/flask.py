@@ -231,13 +231,15 @@ class StateServer:
 
     @property
     def _state(self) -> AppState:
-        if not has_app_context():
+        try:
+            extensions = current_app.extensions
+        except RuntimeError:
             raise RuntimeError(
                 "The State Server needs an application context; use it in a view, or "
                 "inside 'with app.app_context():'. Outside an app, use "
                 "state_server.connect()."
-            )
-        state: AppState | None = current_app.extensions.get(EXTENSION)
+            ) from None
+        state: AppState | None = extensions.get(EXTENSION)
         if state is None:
             raise RuntimeError(
                 f"The app {current_app.name!r} has no State Server; call "
