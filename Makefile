@@ -5,6 +5,7 @@ VENV ?= .venv
 # Most tests wait for processes: so many at once take less than half the time.
 TESTERS ?= 3
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test check format bench chaos clean
 
@@ -33,16 +34,19 @@ clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV) (once; about half a minute) ..."
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.rivals: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@echo "Installing what the benchmarks compare with (once) ..."
+	@$(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	@echo "Installing what the tests and checks need (once; about half a minute) ..."
+	@$(PIP_INSTALL) --editable '.[test,check]'
 	@touch $@

@@ -7,6 +7,7 @@ the client never guesses.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -33,12 +34,14 @@ from .link import Link
 from .messages import DEFAULT_KEY, Contract, Lane, Payload, running
 from .pool import Pool
 from .settings import (
+    APP_KEYS,
     ClientSettings,
     checked_timeout,
     from_environment,
     read_address_file,
     read_authkey,
     read_key_file,
+    unknown_variables,
 )
 from .sharing import catalogue
 from .stream import BrokenLink, TimeIsUp
@@ -58,6 +61,9 @@ _BACKOFF_MAX_S = 0.5
 
 #: A call that has not reached a manager for this long is logged, once.
 _WARN_AFTER_S = 1.0
+
+#: The clients of this process whose manager the environment names; ``next`` is atomic.
+_clients_of_environment = itertools.count()
 
 
 def connect(
@@ -87,6 +93,8 @@ def connect(
         changes["data_dir"] = Path(data_dir)
         # A folder that is named here means more than an address in the environment.
         changes.setdefault("address", None)
+    if address is None and data_dir is None and not next(_clients_of_environment):
+        _tell_unknown_variables()
     if timeout is not None:
         changes["timeout_s"] = checked_timeout(timeout)
     if connections_max is not None:
@@ -100,6 +108,13 @@ def connect(
     if key is not None and not key:
         raise ConfigError("The authkey given is empty.")
     return Client(settings, key, admin=admin)
+
+
+def _tell_unknown_variables() -> None:
+    """Log the variables with our prefix that nobody reads: a name may be misspelled."""
+    sentences = unknown_variables(os.environ, APP_KEYS)
+    if sentences:
+        log.warning("%s", " ".join(sentences))
 
 
 class Client:

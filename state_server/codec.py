@@ -194,7 +194,7 @@ def _dump(
         except _OldSpelling:
             return _dump_by(_PlainPickler, value, limits, stock, buffer_bytes_min)
     except Foreign as error:
-        raise NotAllowed(refusal(value, error)) from None
+        raise NotAllowed(refusal(value, error, TABLE)) from None
     except Exception as error:
         raise _as_ours(error, "cannot be encoded") from error
 

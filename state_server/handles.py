@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from . import codec
 from .errors import NotOffered
-from .messages import Contract
+from .messages import WHAT_IS_OFFERED, Contract
 from .settings import checked_timeout
 
 
@@ -144,7 +144,7 @@ class Handle:
         offered = sorted(contract.methods | contract.properties)
         nearest = difflib.get_close_matches(name, offered, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise NotOffered(f"{self!r} offers no {name!r}.{hint}")
+        raise NotOffered(f"{self!r} offers no {name!r}.{hint} {WHAT_IS_OFFERED}")
 
     def _bound(self, name: str) -> RemoteMethod:
         target = (self._class_name, self._key, name)

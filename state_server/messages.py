@@ -70,6 +70,13 @@ class Failure(NamedTuple):
     traceback: str = ""
 
 
+#: Follows every error that says that something is not offered.
+WHAT_IS_OFFERED = (
+    "Only public methods and properties of the class are offered; reach an attribute "
+    "through one of them."
+)
+
+
 class Contract(NamedTuple):
     """What a shared class offers to callers, decided from the class alone."""
 

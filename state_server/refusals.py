@@ -6,10 +6,25 @@ Used by what says how types are written. Bytes and names in frames may not enter
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from .entries import full_name
+from .own_classes import reason_against
 from .small_frames import ATOMS
+
+#: What to do about values of packages and their bases, whatever ``allow`` says.
+_INSTEAD = {
+    **dict.fromkeys(("_io", "tempfile"), "read it first and send what it holds"),
+    **dict.fromkeys(("flask", "werkzeug"), "send the plain values you need of it"),
+    **dict.fromkeys(
+        (
+            "_thread", "threading", "_queue", "queue", "_asyncio", "asyncio",
+            "concurrent", "multiprocessing", "subprocess", "_socket", "socket",
+            "sqlite3", "_weakref", "weakref", "_contextvars", "contextvars",
+        ),
+        "it belongs to its process: send plain values instead",
+    ),
+}  # fmt: skip
 
 
 class Foreign(Exception):
@@ -21,8 +36,11 @@ class Foreign(Exception):
         self.advice = advice
 
 
-def refusal(value: object, foreign: Foreign) -> str:
-    """Say which type may not travel, where it is in the value, and what to do."""
+def refusal(value: object, foreign: Foreign, taken: Container[tuple[str, str]]) -> str:
+    """Say which type may not travel, where it is in the value, and what to do.
+
+    ``taken``: the names that ``allow`` takes from nobody.
+    """
     found = foreign.value
     place = _place(value, found)
     where = f" (at value{place})" if place else ""
@@ -34,12 +52,27 @@ def refusal(value: object, foreign: Foreign) -> str:
             f"The class {full_name(found)} is no value{where}; only instances travel."
         )
     cls = type(found)
+    kind = cls.__qualname__ if cls.__module__ == "builtins" else full_name(cls)
+    advice = _advice(cls, taken)
+    return f"A value of type {kind} may not travel{where}; {advice}."
+
+
+def _advice(cls: type, taken: Container[tuple[str, str]]) -> str:
+    """Say what to do about a value of the class: allow it, or send something else."""
+    for base in cls.__mro__:
+        advice = _INSTEAD.get(str(base.__module__).partition(".")[0])
+        if advice and not issubclass(cls, BaseException):
+            return advice
+    reason = reason_against(cls, taken)
+    if not reason:
+        return f"call state_server.allow({cls.__qualname__}) on both sides"
+    if issubclass(cls, Iterator):
+        return "send a list of what it gives"
+    if issubclass(cls, Callable):  # type: ignore[arg-type]
+        return "send plain values; code belongs into a method of the shared class"
     if cls.__module__ == "builtins":
-        return f"A value of type {cls.__qualname__} may not travel{where}."
-    return (
-        f"A value of type {full_name(cls)} may not travel{where}; "
-        f"call state_server.allow({cls.__qualname__}) on both sides."
-    )
+        return "send plain values instead"
+    return f"allow() does not take it, because {reason}: send plain values instead"
 
 
 def _shown(value: object) -> str:

@@ -281,6 +281,8 @@ class Service:
             return tuple(self._host.describe(args[0]))
         if verb == "status":
             return self._status()
+        if verb == "lacks" and all(isinstance(item, str) for item in args):
+            return [item for item in args if self._lacks(item)]
         if verb == "stop":
             if not is_admin:
                 raise Denied(
@@ -290,6 +292,13 @@ class Service:
             self.request_stop()
             return None
         raise NotAllowed(f"The manager has no verb {verb!r} with these arguments.")
+
+    def _lacks(self, specification: str) -> bool:
+        """Tell whether ``--objects`` with this value would have shared more."""
+        # What a module makes only when it is asked cannot be seen from outside.
+        if specification in self._settings.objects:
+            return False
+        return self._catalogue.lacks(specification)
 
     def _status(self) -> dict[str, Any]:
         assert self._host is not None

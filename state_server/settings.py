@@ -28,6 +28,19 @@ PREFIX = "STATE_SERVER_"
 #: line, where every user of the machine can read it.
 SECRETS = ("AUTHKEY",)
 
+#: Names with our prefix in ``app.config``, which an app may fill from its environment.
+APP_KEYS = (
+    "TIMEOUT",
+    "HANDLE_ERRORS",
+    "SESSIONS",
+    "SESSION_NAMESPACE",
+    "SESSION_CONFLICT",
+    "SESSION_BYTES_MAX",
+    "SESSION_TOUCH_SHARE",
+    "SESSION_TIMEOUT",
+    "SESSIONS_MAX",
+)
+
 MEBIBYTE = 1024 * 1024
 
 
@@ -340,14 +353,20 @@ def as_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return one sentence for each variable with our prefix that no setting has."""
+def unknown_variables(
+    environ: Mapping[str, str], others: Sequence[str] = ()
+) -> list[str]:
+    """Return one sentence for each variable with our prefix that no setting has.
+
+    ``others``: names, without the prefix, that somebody else may read.
+    """
     known = {variable(name) for name in SECRETS}
     for record in _RECORDS:
         known |= {variable(setting.name) for setting in dataclasses.fields(record)}
     sentences = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
+        is_known = name in known or name.removeprefix(PREFIX) in others
+        if name.startswith(PREFIX) and not is_known:
             nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
             hint = (
                 f"did you mean {nearest[0]}?"

@@ -145,6 +145,18 @@ class Catalogue:
         with self._lock:
             return sorted(self._by_name)
 
+    def lacks(self, specification: str) -> bool:
+        """Tell whether ``load_objects`` has something to load that is not shared here.
+
+        Whoever asks may be anybody: nothing is imported, and no code of a module runs.
+        """
+        module_name, _, class_name = specification.partition(":")
+        module = sys.modules.get(module_name)
+        if module is None or not class_name:
+            return module is None
+        cls = inspect.getattr_static(module, class_name, None)
+        return not isinstance(cls, type) or cls not in self._names
+
     def name_of(self, cls: type) -> str:
         """Return the name ``cls`` is shared as; raise ``NotShared`` if it is not."""
         name = self._names.get(cls)

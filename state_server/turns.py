@@ -22,7 +22,7 @@ from .errors import (
     TooLarge,
 )
 from .journal import Unchanged
-from .messages import Call, Contract, Payload, running
+from .messages import WHAT_IS_OFFERED, Call, Contract, Payload, running
 from .sharing import contract_of
 from .tickets import Resident, Ticket
 
@@ -187,8 +187,10 @@ class Performer:
             if arguments[0] in offered:
                 verb = _PROPERTY_VERBS[method]
                 return lambda *rest: verb(instance, *rest)
-            raise NotOffered(f"{contract.class_name} offers no {arguments[0]!r}.")
-        raise NotOffered(f"{contract.class_name} offers no method {method!r}.")
+            raise NotOffered(
+                f"{contract.class_name} offers no {arguments[0]!r}. {WHAT_IS_OFFERED}"
+            )
+        raise _no_method(contract.class_name, method)
 
 
 #: The verbs that read and set a property, as the standard library's NamespaceProxy
@@ -207,7 +209,11 @@ def check_offered(contract: Contract | None, call: Call) -> None:
     if contract is None or call.method in contract.methods:
         return
     if call.method not in _ALWAYS_ANSWERED and call.method not in _PROPERTY_VERBS:
-        raise NotOffered(f"{call.class_name} offers no method {call.method!r}.")
+        raise _no_method(call.class_name, call.method)
+
+
+def _no_method(class_name: str, method: str) -> NotOffered:
+    return NotOffered(f"{class_name} offers no method {method!r}. {WHAT_IS_OFFERED}")
 
 
 def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:

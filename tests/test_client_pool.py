@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ from state_server.settings import ClientSettings
 from state_server.stream import BrokenLink, TimeIsUp
 
 from .fakes import BOOT_ID, OTHER_BOOT_ID, PATIENCE_S, FakeClock
+from .processes import ROOT
 
 #: What a scripted link does with a frame: it returns the reply, or raises.
 Act = Callable[["FakeLink", bytes], wire.Reply]
@@ -795,6 +797,37 @@ def test_environment_stands_in_for_what_is_not_given(
     monkeypatch.setenv("STATE_SERVER_ADDRESS", "gopher://h:1")
     with pytest.raises(ConfigError, match="gopher"):
         connect()
+
+
+@pytest.mark.parametrize(
+    ("made", "times"),
+    [
+        ("connect(); connect()", 1),
+        ("connect('tcp://h:1'); connect(data_dir='var')", 0),
+        ("connect('tcp://h:1'); connect()", 1),
+    ],
+)
+def test_misspelled_variables_are_told_once(made: str, times: int) -> None:
+    """The first client that the environment leads somewhere logs one warning.
+
+    What managers, web processes and Flask apps read is no mistake.
+    """
+    variables = "ADRESS=tcp://h:1 SESSION=1 SESSIONS=1 QUEUE_MAX=5 WORKERS=3 AUTHKEY=k"
+    pairs = [pair.partition("=") for pair in variables.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", f"from state_server import connect\n{made}"],
+        env={f"STATE_SERVER_{name}": value for name, _, value in pairs},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done
+    assert done.stderr.count("\n") == times
+    if times:
+        assert "STATE_SERVER_ADRESS is not a setting" in done.stderr
+        assert "did you mean STATE_SERVER_ADDRESS?" in done.stderr
+        assert done.stderr.count("is not a setting") == 2
 
 
 @pytest.mark.usefixtures("no_environment")

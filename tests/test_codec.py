@@ -9,22 +9,28 @@ import datetime
 import decimal
 import enum
 import fractions
+import functools
+import io
 import ipaddress
 import math
 import pathlib
 import pickle
+import queue
 import re
+import socket
 import sys
+import threading
 import uuid
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import flask
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import codec, small_frames
+from state_server import codec, own_classes, small_frames
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 from state_server.messages import Reference
 from state_server.walk import checked_walk
@@ -503,6 +509,57 @@ def test_what_may_not_travel_is_refused_when_it_is_encoded(
     """A refusal comes where the mistake is made, names the type and the remedy."""
     with pytest.raises(NotAllowed, match=words):
         codec.encode(value)
+
+
+def made_inside() -> Any:
+    """Return an instance of a class that no other process can name."""
+
+    class Inside:
+        pass
+
+    return Inside()
+
+
+def one_number() -> Iterator[int]:
+    """Give one number."""
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (lambda: 0, "send plain values; code belongs into a method"),
+        (len, "send plain values; code belongs into a method"),
+        (Node().__init__, "send plain values; code belongs into a method"),  # type: ignore[misc]
+        (functools.partial(len), "send plain values; code belongs into a method"),
+        (one_number(), "send a list of what it gives"),
+        (iter([]), "send a list of what it gives"),
+        (sys, "send plain values instead"),
+        (memoryview(b""), "send plain values instead"),
+        (io.BytesIO(), "read it first and send what it holds"),
+        (io.TextIOWrapper(io.BytesIO()), "read it first and send what it holds"),
+        (threading.Lock(), "it belongs to its process: send plain values instead"),
+        (threading.Thread(), "it belongs to its process: send plain values instead"),
+        (socket.socket.__new__(socket.socket), "it belongs to its process"),
+        (queue.Empty(), r"call state_server.allow\(Empty\) on both sides"),
+        (flask.Flask("shop"), "send the plain values you need of it"),
+        (re.compile(""), "it is built upon re.Pattern, .*: send plain values instead"),
+        (made_inside(), "it is defined inside a function, .*: send plain values"),
+        (Unknown(), r"call state_server.allow\(Unknown\) on both sides"),
+    ],
+    ids=type_name,
+)  # fmt: skip
+def test_advice_is_to_allow_only_what_can_be_allowed(value: Any, advice: str) -> None:
+    """What ``allow`` would refuse, or is bound to its process, is advised about else.
+
+    Where a call of ``allow`` is advised, it is accepted.
+    """
+    with pytest.raises(NotAllowed, match=advice) as caught:
+        codec.encode([value])
+    if "call state_server.allow" in str(caught.value):
+        assert own_classes.reason_against(type(value), codec.TABLE) == ""
+    else:
+        assert "allow(" not in str(caught.value).replace("allow() does not take", "")
 
 
 def nested(depth: int, wrap: Callable[[Any], Any]) -> Any:

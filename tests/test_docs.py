@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from state_server import settings
 
@@ -21,3 +26,26 @@ def test_every_file_that_the_readme_names_exists() -> None:
     names = re.findall(r"\]\(([\w/.-]+)\)", text) + re.findall(r"`(tests/[^`]+)`", text)
     missing = [name for name in names if not list(ROOT.glob(name))]
     assert missing == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("verb", "silences"), [("run", 1), ("test", 2)])
+def test_make_says_what_it_is_busy_with(
+    verb: str, silences: int, tmp_path: Path
+) -> None:
+    """Before each silence of an installation there is a line, and that says once."""
+    done = subprocess.run(
+        ["make", "--dry-run", verb, f"VENV={tmp_path / 'venv'}"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},  # Without the options of a make around us.
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    lines = done.stdout.splitlines()
+    told = [line for line in lines if line.startswith("echo") and "(once" in line]
+    assert len(told) == silences, done
+    assert lines[0] == told[0]
+    installing = [line for line in lines if "pip install" in line]
+    assert len(installing) == silences
+    assert all("--quiet" in line for line in installing)

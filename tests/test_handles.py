@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from state_server import codec
+from state_server.errors import NotOffered
 from state_server.handles import Handle
 from state_server.messages import Contract, Reference
 
@@ -145,10 +146,23 @@ def test_unknown_name_is_an_attribute_error_with_a_hint() -> None:
     """A misspelled method names the nearest one; the manager was asked again first."""
     handle, caller = handle_of()
 
-    with pytest.raises(AttributeError, match=r"no 'sya'\. Did you mean 'say'\?"):
+    with pytest.raises(AttributeError, match=r"no 'sya'\. Did you mean 'say'\? Only"):
         _ = handle.sya
     assert caller.described == [False, True]
     assert not hasattr(handle, "entirely_different")
+
+
+def test_attribute_is_refused_with_the_way_to_read_it() -> None:
+    """Who asks for a plain attribute learns what is offered, and what to do."""
+    handle, caller = handle_of()
+
+    with pytest.raises(NotOffered) as caught:
+        _ = handle.count
+    assert str(caught.value) == (
+        "<handle of Room/k> offers no 'count'. Only public methods and properties of "
+        "the class are offered; reach an attribute through one of them."
+    )
+    assert caller.calls == []
 
 
 def test_method_that_is_new_in_the_manager_is_found() -> None:

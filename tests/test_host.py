@@ -1093,7 +1093,9 @@ def test_what_is_not_offered_is_refused_before_anything_is_built(
     """A class or method that is not offered costs nothing: no object is built."""
     desk = Desk(Guarded)
 
-    assert code_of(desk.ask(FakeConnection(), target)) == code
+    outcome = desk.ask(FakeConnection(), target)
+    assert code_of(outcome) == code
+    assert outcome.text.endswith("through one of them.") == (code == "NotOffered")
     assert desk.host.status()["objects"] == 0
 
 
@@ -1162,6 +1164,7 @@ def test_attributes_that_are_no_properties_are_out_of_reach(
     outcome = desk.ask(FakeConnection(), f"Guarded.{method}", *args)
 
     assert code_of(outcome) == "NotOffered"
+    assert outcome.text.endswith("reach an attribute through one of them.")
 
 
 @pytest.mark.parametrize("name", [["size"], {"a": 1}, 3, None])

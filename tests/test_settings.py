@@ -15,8 +15,11 @@ import pytest
 from state_server import settings
 from state_server.engine import EngineLimits
 from state_server.errors import ConfigError
+from state_server.integrations import flask
 from state_server.keeping import KeepingLimits
 from state_server.settings import (
+    APP_KEYS,
+    SECRETS,
     ClientSettings,
     CommonSettings,
     ManagerSettings,
@@ -240,6 +243,17 @@ def test_a_key_of_an_app_is_told_where_it_belongs() -> None:
     (sentence,) = unknown_variables({"STATE_SERVER_SESSIONS": "true"})
 
     assert sentence.endswith("settings of a Flask app are read from app.config.")
+
+
+def test_a_key_of_an_app_may_be_told_or_not() -> None:
+    """Where apps run, their keys are no mistake; they are those of the extension."""
+    documented = re.findall(r"^    STATE_SERVER_(\w+)", str(flask.__doc__), re.M)
+    names = {field.name.upper() for field in dataclasses.fields(ClientSettings)}
+
+    assert set(APP_KEYS) == set(documented) - names - set(SECRETS)
+    environ = dict.fromkeys(map(variable, APP_KEYS), "x")
+    assert unknown_variables(environ, APP_KEYS) == []
+    assert len(unknown_variables(environ)) == len(APP_KEYS)
 
 
 def test_a_key_file_that_was_named_and_is_not_there_is_a_config_error(

@@ -458,6 +458,33 @@ def test_class_of_a_module_is_shared_by_name(
     assert empty_catalogue.names() == ["Plain", "Shown"]
 
 
+def test_what_is_not_shared_is_told_without_running_anything(
+    module_folder: Path, empty_catalogue: Catalogue
+) -> None:
+    """A module is lacking until it is loaded, a class until it is shared by itself.
+
+    To ask imports nothing and runs no ``__getattr__`` of a module.
+    """
+    (module_folder / "loaded_f.py").write_text(
+        "from state_server.sharing import share\n"
+        "class Plain:\n    pass\n"
+        "@share(name='Shown')\nclass Decorated:\n    pass\n"
+        "number = []\n"
+        "def __getattr__(name):\n    raise SystemExit(name)\n"
+    )
+    assert empty_catalogue.lacks("loaded_f")
+    assert empty_catalogue.lacks("loaded_f:Decorated")
+    assert "loaded_f" not in sys.modules
+    load_objects("loaded_f:Decorated")
+
+    assert not empty_catalogue.lacks("loaded_f")
+    assert not empty_catalogue.lacks("loaded_f:Decorated")
+    for name in ("Plain", "number", "Missing"):
+        assert empty_catalogue.lacks(f"loaded_f:{name}"), name
+    load_objects("loaded_f:Plain")
+    assert not empty_catalogue.lacks("loaded_f:Plain")
+
+
 @pytest.mark.parametrize(
     ("specification", "reason"),
     [

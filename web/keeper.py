@@ -16,9 +16,10 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from typing import cast
 
 import state_server
-from state_server.errors import StateServerError
+from state_server.errors import NotAllowed, StateServerError
 from state_server.service import data_dir_is_locked
 from state_server.settings import WebSettings, read_authkey
 
@@ -179,6 +180,7 @@ class ManagerKeeper:
             data_dir = self._settings.data_dir
             with state_server.connect(authkey=authkey, data_dir=data_dir) as client:
                 client.ping(timeout=ASK_TIMEOUT_S)
+                lacking = self._lacking(client)
         except StateServerError as error:
             self._act_at = time.monotonic() + ASK_EVERY_S
             if not self.ready and now >= self._deadline:
@@ -189,5 +191,22 @@ class ManagerKeeper:
                 )
         else:
             logger.info("using the manager that runs already")
+            if lacking:
+                logger.warning(
+                    "the manager that runs already does not share %s; restart it with "
+                    "%s as well",
+                    ", ".join(lacking),
+                    " ".join(f"--objects {item}" for item in lacking),
+                )
             self.ready = self._uses_another = True
             self._act_at = time.monotonic() + LOOK_EVERY_S
+
+    def _lacking(self, client: state_server.Client) -> list[str]:
+        """Return which of our ``--objects`` another's manager does not share."""
+        wanted = self._settings.objects
+        try:
+            answer = client.control("lacks", *wanted, timeout=ASK_TIMEOUT_S)
+        except NotAllowed:
+            # An older release, which cannot tell, serves all the same.
+            return []
+        return cast("list[str]", answer)
