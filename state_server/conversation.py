@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import bodies, failures, stock, wire
+from . import bodies, failures, handshake, stock, wire
 from .errors import Denied, NotAllowed, StateServerError
 from .host import Host
 from .messages import Call, Lane, Payload
@@ -96,7 +96,7 @@ class Conversation:
     def __init__(self, manners: Manners, destination: Any) -> None:
         self._manners = manners
         self._destination = destination
-        self._handshake = wire.ServerHandshake(manners.key, manners.allow_md5)
+        self._handshake = handshake.ServerHandshake(manners.key, manners.allow_md5)
         self._step: Callable[[Payload], Call | Answer] = self._shake_hands
         self.knows_key = False
         self.authenticated = False
@@ -151,9 +151,9 @@ class Conversation:
                 f"The client speaks version {hello.version} of the protocol, the "
                 f"manager version {wire.PROTOCOL_VERSION}. Install the same release."
             )
-        if not wire.proof_holds(manners.key, b"client", nonces, hello.proof):
+        if not handshake.proof_holds(manners.key, b"client", nonces, hello.proof):
             raise Denied("The client's proof of the key is wrong.")
-        self.is_admin = wire.proof_holds(
+        self.is_admin = handshake.proof_holds(
             manners.admin_key, b"admin", nonces, hello.admin_proof
         )
         try:
@@ -166,7 +166,7 @@ class Conversation:
         welcome = wire.Welcome(
             manners.host.boot_id,
             os.getpid(),
-            wire.proof(manners.key, b"server", nonces),
+            handshake.proof(manners.key, b"server", nonces),
             self.is_admin,
             self.frame_bytes_max,
         )

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import tcp, wire
+from . import handshake, tcp, wire
+from .addresses import Address
 from .busy_poll import BusyPoll
 from .errors import (
     Denied,
@@ -98,7 +99,7 @@ class Link:
 
     def __init__(
         self,
-        address: wire.Address,
+        address: Address,
         key: bytes,
         lane: Lane,
         deadline: float,
@@ -118,7 +119,7 @@ class Link:
         self.is_admin = False
         self.frame_bytes_max = 0
         # Until the server has proven that it knows the key it is heard out shortly.
-        self._reader = wire.FrameReader(wire.HANDSHAKE_BYTES_MAX)
+        self._reader = wire.FrameReader(handshake.HANDSHAKE_BYTES_MAX)
         self._wait: Callable[[float], list[Any]]
         #: A send to a peer that has closed a Unix socket fails at once, and gives it
         #: nothing; over TCP it may succeed.
@@ -307,16 +308,16 @@ class Link:
     def _shake_hands(
         self, key: bytes, admin_key: bytes | None, deadline: float
     ) -> None:
-        handshake = wire.ClientHandshake(key)
+        client = handshake.ClientHandshake(key)
         done = False
         while not done:
             payload = self._receive(deadline)
-            if payload == wire.FULL:
+            if payload == handshake.FULL:
                 raise Overloaded("The manager takes no more connections for now.")
-            answers, done = handshake.receive(payload)
+            answers, done = client.receive(payload)
             for answer in answers:
                 self._send(wire.framed(answer), deadline)
-        self._greet(key, admin_key, handshake.nonces, deadline)
+        self._greet(key, admin_key, client.nonces, deadline)
 
     def _greet(
         self,
@@ -328,8 +329,10 @@ class Link:
         hello = wire.Hello(
             wire.PROTOCOL_VERSION,
             self.lane,
-            wire.proof(key, b"client", nonces),
-            bytes(32) if admin_key is None else wire.proof(admin_key, b"admin", nonces),
+            handshake.proof(key, b"client", nonces),
+            bytes(32)
+            if admin_key is None
+            else handshake.proof(admin_key, b"admin", nonces),
         )
         self._reader.bytes_max = _REFUSAL_BYTES_MAX
         self._send(wire.framed(wire.pack_hello(hello)), deadline)
@@ -337,7 +340,7 @@ class Link:
         if wire.kind_of(payload) == wire.FAILED:
             raise error_from(unpack(wire.unpack_reply(payload).body))
         welcome = wire.unpack_welcome(payload)
-        if not wire.proof_holds(key, b"server", nonces, welcome.proof):
+        if not handshake.proof_holds(key, b"server", nonces, welcome.proof):
             raise Denied("The server's proof of the key is wrong; it was not called.")
         self._reader.bytes_max = _REPLY_BYTES_MAX
         self.boot_id = welcome.boot_id
@@ -350,7 +353,7 @@ def _is_only_thread() -> bool:
     return threading.active_count() == 1
 
 
-def _target(address: wire.Address) -> tuple[int, str | tuple[str, int]]:
+def _target(address: Address) -> tuple[int, str | tuple[str, int]]:
     if address.path is not None:
         if not hasattr(socket, "AF_UNIX"):
             raise Unreachable("This platform has no Unix sockets; use tcp://host:port.")

@@ -66,11 +66,13 @@ CODEC_PARTS = {
 }
 #: What both halves may stand on.
 GROUND = {
+    "addresses",
     "bodies",
     "busy_poll",
     "codec",
     "errors",
     "failures",
+    "handshake",
     "limits",
     "messages",
     "session_answers",
@@ -357,6 +359,8 @@ def test_ground_floor_knows_neither_network_nor_files() -> None:
     dry = {
         "codec",
         "wire",
+        "handshake",
+        "addresses",
         "messages",
         "errors",
         "failures",
