@@ -1,6 +1,6 @@
 """Why a value may not travel: which type it has, where it is, what to do about it.
 
-Used by what says how types are written. Bytes and names in frames may not enter.
+Used by what says how types are written. Bytes and names in pickles may not enter.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from .entries import full_name
-from .small_frames import ATOMS
+from .small_pickles import ATOMS
 
 
 class Foreign(Exception):

@@ -356,7 +356,7 @@ HOSTILE: dict[str, bytes] = {
     "memory by a length of bytes": b"\x8e" + struct.pack("<Q", 2**40),
     "memory by a length of text": b"\x8d" + struct.pack("<Q", 2**62),
     "memory by a memo index": b"Nr" + struct.pack("<I", 0x7FFFFFFF),
-    "memory by a frame": b"\x95" + struct.pack("<Q", 2**60) + b"N",
+    "memory by FRAME": b"\x95" + struct.pack("<Q", 2**60) + b"N",
     "memory by BYTEARRAY8": b"\x96" + struct.pack("<Q", 2**40),
     "memory by bytes(n)": name("builtins", "bytes") + b"J\xff\xff\xff\x7f\x85R",
     "memory by bytearray(n)": name("builtins", "bytearray")

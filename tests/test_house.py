@@ -52,17 +52,18 @@ CODEC_PARTS = {
     "arrays",
     "constructors",
     "contexts",
+    "dataframe_spellings",
+    "dataframes",
     "dtypes",
     "entries",
-    "frame_spellings",
-    "frames",
     "measures",
     "own_classes",
     "refusals",
-    "small_frames",
+    "small_pickles",
     "spellings",
     "stock_arrays",
     "walk",
+    "wire_names",
 }
 #: What both halves may stand on.
 GROUND = {
@@ -103,7 +104,7 @@ DOORS = {
     "marshal": set(),
     "shelve": set(),
     "numpy": {"dtypes"},
-    "pandas": {"frames"},
+    "pandas": {"dataframes"},
     "sqlite3": {"store"},
     "signal": {
         "service",

@@ -58,7 +58,7 @@ MANAGER_KEYS = (
 
 CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 
-#: What a packed value begins with that is none of the codec's: its frames begin with
+#: What a packed value begins with that is none of the codec's: its pickles begin with
 #: the opcode PROTO, 0x80.
 _RESPONSE, _HTTP_ERROR = b"R", b"E"
 

@@ -1,6 +1,6 @@
-"""Small frames: one regular expression knows them whole, so that they need no walk.
+"""Small pickles: one regular expression knows them whole, so that they need no walk.
 
-Most calls and replies are small. This room only tells which values and frames are;
+Most calls and replies are small. This room only tells which values and pickles are;
 it neither writes nor reads them. Pickle, names and the walk may not enter.
 """
 
@@ -34,7 +34,7 @@ def is_small(value: Any) -> bool:
 
 
 def _tiny_pattern() -> bytes:
-    """Spell the grammar of small frames: scalars in at most two levels of containers.
+    """Spell the grammar of small pickles: scalars in at most two levels of containers.
 
     Every match is a complete, well-formed pickle without names and without memo
     references, so it needs no walk. Text of up to 32 bytes is spelled out by length,
@@ -50,15 +50,15 @@ def _tiny_pattern() -> bytes:
         b"(?:S(?:\x85\x94|S(?:\x86\x94|S\x87\x94))?|\\)|\\(S{4,}t\x94"
         b"|\\]\x94(?:Sa|\\(S+e)?|\\}\x94(?:SSs|\\((?:SS)+u)?)"
     ).replace(b"S", scalar)
-    frame = (
+    whole = (
         b"\x80[\x02-\x05](?:\x95.{8})?"
         b"(?:B(?:|\x85\x94|B(?:\x86\x94|B\x87\x94))|\\(B{4,}t\x94)\\."
     )
-    return frame.replace(b"B", flat)
+    return whole.replace(b"B", flat)
 
 
 def _match_first(data: bytes | memoryview) -> object:
-    """Compile the grammar, which takes long, when the first small frame is there.
+    """Compile the grammar, which takes long, when the first small pickle is there.
 
     From then on the name stands for the matcher itself: the quick path pays nothing.
     """
@@ -71,10 +71,10 @@ _match_tiny: Callable[[bytes | memoryview], object] = _match_first
 
 
 def is_tiny(data: bytes | memoryview, limits: ValueLimits) -> bool:
-    """Tell whether a frame is small and known whole, so that it needs no walk."""
+    """Tell whether a pickle is small and known whole, so that it needs no walk."""
     if len(data) > _TINY_BYTES or _match_tiny(data) is None:
         return False
-    # No small frame reaches the usual limits; unusually tight ones want the walk.
+    # No small pickle reaches the usual limits; unusually tight ones want the walk.
     return limits is DEFAULT_LIMITS or (
         limits.nodes_max >= _TINY_BYTES
         and limits.depth_max >= 2
