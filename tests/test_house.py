@@ -123,7 +123,7 @@ DOORS = {
         "web.variants.session_cookie",
     },
     "flask_caching": {"integrations.flask_caching"},
-    "cachelib": {"integrations.caching"},
+    "cachelib": {"integrations.region_cache", "integrations.serializers"},
     "limits": {"integrations.limits"},
     "waitress": {"web.server"},
     "multiprocessing": {"manager", "web.stock_process", "web.variants.stock_manager"},
