@@ -17,7 +17,6 @@ from .errors import Denied, NotAllowed, StateServerError
 from .host import Host
 from .messages import Call, Lane, Payload
 from .tickets import Form
-from .turns import arguments_of
 
 
 class Answer(NamedTuple):
@@ -185,7 +184,7 @@ class Conversation:
     def _control(self, call: Call) -> Answer:
         """Answer a call to the manager itself; it costs little and needs no turn."""
         try:
-            arguments, _ = arguments_of(call)
+            arguments, _ = bodies.arguments_of(call)
             value = self._manners.control(call.method, arguments, self.is_admin)
             return Answer(OWN_FORM.done(call, value))
         except StateServerError as error:
