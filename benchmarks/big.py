@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from state_server import wire
+from state_server.addresses import Address
 from state_server.errors import StateServerError
 
 from .lines import connect_own, connect_stock
@@ -123,7 +123,7 @@ class _Value(NamedTuple):
 
 
 def serve_values(
-    pipe: Connection, addresses: dict[str, wire.Address], key: bytes, size: int
+    pipe: Connection, addresses: dict[str, Address], key: bytes, size: int
 ) -> None:
     """Be the process of the caller; a request is ((value, way), calls)."""
     values = _values(size)
@@ -174,7 +174,7 @@ def _values(size: int) -> dict[str, _Value]:
     return values
 
 
-def _bare_call(address: wire.Address, size: int, keep: bool) -> Callable[[Any], Any]:
+def _bare_call(address: Address, size: int, keep: bool) -> Callable[[Any], Any]:
     """Connect; return a function that sends the bytes of a value and gets them back."""
     assert address.path is not None
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

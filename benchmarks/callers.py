@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from state_server import wire
+from state_server.addresses import Address
 
 from .disks import SqliteCounter
 from .kept import COMMON_KEY
@@ -40,7 +40,7 @@ class Target(NamedTuple):
     """
 
     kind: str
-    address: wire.Address
+    address: Address
 
 
 def open_call(target: Target, key: bytes, number: int) -> Callable[[], object]:

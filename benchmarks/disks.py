@@ -15,7 +15,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from state_server import wire
+from state_server.addresses import Address
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -99,7 +99,7 @@ class Redis:
     def __init__(self, folder: Path, cpus: set[int], *, durable: bool = True) -> None:
         home = folder / ("redis" if durable else "redis-in-memory")
         home.mkdir()
-        self.address = wire.Address(path=str(home / "redis.sock"))
+        self.address = Address(path=str(home / "redis.sock"))
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port: int = found.getsockname()[1]
         before = os.sched_getaffinity(0)

@@ -19,7 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from state_server import image, wire
+from state_server import image
+from state_server.addresses import Address
 from state_server.store import SqliteStore, StoredRow
 
 from .callers import Target, serve_crowd
@@ -104,7 +105,7 @@ class Bench:
         objects = ("benchmarks.kept",)
         return Server("ours", folder, self._key, self._cpus, objects=objects)
 
-    def _generator(self, kind: str, address: wire.Address, callers: int) -> Worker:
+    def _generator(self, kind: str, address: Address, callers: int) -> Worker:
         key = self._key.encode()
         return Worker(self._cpus, serve_generator, kind, address, key, callers)
 
@@ -151,7 +152,7 @@ class Bench:
         self,
         callers: int,
         servers: dict[str, Server | Redis],
-        addresses: dict[str, wire.Address],
+        addresses: dict[str, Address],
         numbers: dict[str, Callable[[int], int]],
         bare: Worker,
     ) -> None:
@@ -191,13 +192,13 @@ class Bench:
     def _crowds(
         self,
         stack: ExitStack,
-        addresses: dict[str, wire.Address],
+        addresses: dict[str, Address],
         numbers: dict[str, Callable[[int], int]],
     ) -> None:
         """Processes call in a closed loop, each with a real client of its own."""
         sqlite = SqliteCounter(self._folder / "crowd.db")
         stack.callback(sqlite.close)
-        path = wire.Address(path=str(self._folder / "crowd.db"))
+        path = Address(path=str(self._folder / "crowd.db"))
         targets = {way: Target(way, addresses[way]) for way in (COMMON, EACH)}
         targets[SQLITE_EACH] = Target("sqlite", path)
         counters = {way: numbers[way] for way in (COMMON, EACH)}

@@ -19,6 +19,7 @@ from typing import Any
 
 import state_server
 from state_server import codec, wire
+from state_server.addresses import Address
 from state_server.link import Link, new_lane
 
 from .disks import resp
@@ -55,7 +56,7 @@ class Line:
 class EchoLine(Line):
     """A connection to the echo server; the frame has the size of our own call."""
 
-    def __init__(self, address: wire.Address) -> None:
+    def __init__(self, address: Address) -> None:
         family = socket.AF_INET if address.path is None else socket.AF_UNIX
         peer = socket.socket(family, socket.SOCK_STREAM)
         peer.connect(address.stock)
@@ -73,7 +74,7 @@ class OwnLine(Line):
 
     def __init__(
         self,
-        address: wire.Address,
+        address: Address,
         key: bytes,
         target: tuple[str, str, str] = ("Bench", "default", "query"),
         arguments: tuple[Any, ...] = (),
@@ -124,7 +125,7 @@ class StockLine(Line):
     """A connection as a proxy of the standard library makes it."""
 
     def __init__(
-        self, address: wire.Address, key: bytes, identities: dict[str, str]
+        self, address: Address, key: bytes, identities: dict[str, str]
     ) -> None:
         self._connection = StockConnection(address.stock, authkey=key)
         self._connection.send((None, "accept_connection", ("benchmark",), {}))
@@ -154,7 +155,7 @@ def call_frame(
     return wire.framed(wire.pack_call(number, CALL_TIMEOUT_S, boot_id, target, body))
 
 
-def echo_call(address: wire.Address) -> Callable[[], None]:
+def echo_call(address: Address) -> Callable[[], None]:
     """Connect to the echo server; return a function that sends and gets back a frame.
 
     The frame has the size of our own call.
@@ -180,21 +181,21 @@ BenchManager.register("Slow")
 BenchManager.register("Echo")
 
 
-def connect_stock(address: wire.Address, key: bytes) -> BenchManager:
+def connect_stock(address: Address, key: bytes) -> BenchManager:
     """Return a stock client that is connected."""
     manager = BenchManager(address=address.stock, authkey=key)
     manager.connect()
     return manager
 
 
-def connect_own(address: wire.Address, key: bytes) -> state_server.Client:
+def connect_own(address: Address, key: bytes) -> state_server.Client:
     """Return a client of ours."""
     return state_server.connect(str(address), key, timeout=CALL_TIMEOUT_S)
 
 
 @contextmanager
 def open_lines(
-    kind: str, address: wire.Address, key: bytes, count: int
+    kind: str, address: Address, key: bytes, count: int
 ) -> Iterator[list[Line]]:
     """Make connections.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from state_server import wire
+from state_server.addresses import Address
 
 from .disks import SqliteCounter
 from .lines import Line, open_lines
@@ -114,7 +115,7 @@ def allow_many_descriptors() -> None:
 
 
 def serve_generator(
-    pipe: Connection, kind: str, address: wire.Address, key: bytes, connections: int
+    pipe: Connection, kind: str, address: Address, key: bytes, connections: int
 ) -> None:
     """Be the process of a load generator with so many connections of one kind."""
     with open_lines(kind, address, key, connections) as lines:

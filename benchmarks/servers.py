@@ -20,7 +20,7 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
-from state_server import wire
+from state_server.addresses import Address, parse_address
 
 from . import workload
 from .disks import SqliteCounter, cpu_s
@@ -76,7 +76,7 @@ class Server:
                 text=True,
             )
         os.sched_setaffinity(0, before)
-        self.address = wire.parse_address(self._ready_line().split(maxsplit=1)[1])
+        self.address = parse_address(self._ready_line().split(maxsplit=1)[1])
 
     def _ready_line(self) -> str:
         assert self._process.stdout is not None
@@ -132,7 +132,7 @@ class WebServer:
     def __init__(
         self,
         log_path: Path,
-        manager: wire.Address,
+        manager: Address,
         key: str,
         environ: Mapping[str, str],
         *,
@@ -187,7 +187,7 @@ class WebServer:
 # The rivals --------------------------------------------------------------------------
 
 
-def _serve_echo(address: wire.Address) -> None:
+def _serve_echo(address: Address) -> None:
     """Send back whatever comes, one thread for each connection: the floor."""
     if address.path is not None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -214,7 +214,7 @@ def _echo(peer: socket.socket) -> None:
     peer.close()
 
 
-def _serve_bulk(address: wire.Address) -> None:
+def _serve_bulk(address: Address) -> None:
     """Send back values of a given size once they are here in full, one at a time.
 
     A size below zero asks for memory that is not used again.
@@ -266,7 +266,7 @@ class _StockManager(BaseManager):
     pass
 
 
-def _serve_stock(address: wire.Address) -> None:
+def _serve_stock(address: Address) -> None:
     """Run the standard library's manager, as its documentation shows it."""
     bench, slow, echo = workload.Bench(), workload.Slow(), workload.Echo()
     _StockManager.register("Bench", callable=lambda: bench)
@@ -275,11 +275,11 @@ def _serve_stock(address: wire.Address) -> None:
     key = os.environ[KEY_VARIABLE].encode()
     server = _StockManager(address=address.stock, authkey=key).get_server()
     bound: Any = server.address
-    print("ready", wire.parse_address(bound), flush=True)
+    print("ready", parse_address(bound), flush=True)
     server.serve_forever()
 
 
-def _serve_sqlite(address: wire.Address) -> None:
+def _serve_sqlite(address: Address) -> None:
     """Answer each frame with the next number, one SQLite transaction for each.
 
     One thread for all connections: SQLite lets one transaction write at a time, so more
@@ -324,4 +324,4 @@ if __name__ == "__main__":
         "stock": _serve_stock,
     }
     serve = rivals[sys.argv[1]]
-    serve(wire.parse_address(sys.argv[2]))
+    serve(parse_address(sys.argv[2]))

@@ -14,7 +14,7 @@ from typing import Any
 
 from flask import Flask, session
 
-from state_server import wire
+from state_server.addresses import parse_address
 from state_server.integrations.flask import StateServer
 
 from .lines import connect_stock
@@ -74,7 +74,7 @@ def _redis(app: Flask, rival: str) -> View:
 
 def _stock(app: Flask, rival: str) -> View:
     key = os.environ["STATE_SERVER_AUTHKEY"].encode()
-    manager: Any = connect_stock(wire.parse_address(rival), key)
+    manager: Any = connect_stock(parse_address(rival), key)
     bench = manager.Bench()
 
     def number() -> str:

@@ -1,6 +1,6 @@
 """Arrays and scalars of numpy: how they are written, checked and made again.
 
-An array travels as dtype, shape, order and memory; the memory is in the frame, or in
+An array travels as dtype, shape, order and memory; the memory is in the pickle, or in
 a buffer beside it that nobody copies. All of it is checked against the memory that is
 really there, before numpy is asked to make anything.
 
@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from . import wire_names
 from .contexts import ReadContext, WriteContext
 from .dtypes import (
     Form,
@@ -37,14 +38,6 @@ _OTHER_DTYPE = (
     "value.astype(object) may do"
 )
 _OTHER = "of numpy, only arrays and scalars do"
-
-
-def names() -> Iterator[tuple[str, str, Entry]]:
-    """Yield the names in frames that stand for the functions of this room."""
-    for make in (array, object_array, scalar):
-        yield __name__, make.__name__, Entry(make, call=True, bound=True)
-    aside = Entry(array_aside, call=True, bound=True, takes_buffer=True)
-    yield __name__, array_aside.__name__, aside
 
 
 # Writing -----------------------------------------------------------------------------
@@ -150,7 +143,7 @@ def array(reader: ReadContext, *parts: Any) -> Any:
     """Make an array of its dtype, shape, order and memory."""
     form, shape, order, memory = parts
     if type(memory) not in (bytes, bytearray):
-        raise NotAllowed("The memory of an array in the frame is not bytes.")
+        raise NotAllowed("The memory of an array in the pickle is not bytes.")
     return array_over(reader, form, shape, order, memory)
 
 
@@ -173,10 +166,10 @@ def array_over(
     size = math.prod(measured_shape(reader, shape, itemsize)) * itemsize
     if size != len(memory):
         raise NotAllowed(
-            f"An array in the frame needs {size} bytes, but {len(memory)} came."
+            f"An array in the pickle needs {size} bytes, but {len(memory)} came."
         )
     if order not in ("C", "F"):
-        raise NotAllowed(f"An array in the frame has the order {order!r:.100}.")
+        raise NotAllowed(f"An array in the pickle has the order {order!r:.100}.")
     dtype = dtype_of(form)
     check_items(form, memory)
     made = numpy_here().ndarray(shape, dtype, memory, order=order)
@@ -192,7 +185,9 @@ def object_array(reader: ReadContext, *parts: Any) -> Any:
     shape, items = parts
     measured_shape(reader, shape, 8)
     if type(items) is not list or math.prod(shape) != len(items):
-        raise NotAllowed("An array of objects in the frame has not as many as it says.")
+        raise NotAllowed(
+            "An array of objects in the pickle has not as many as it says."
+        )
     made = numpy_here().fromiter(items, object, len(items)).reshape(shape)
     if reader.read_only:
         made.flags.writeable = False
@@ -207,7 +202,7 @@ def scalar(reader: ReadContext, *parts: Any) -> Any:
     if form == "S" and type(value) is bytes:
         return numpy_here().bytes_(value)
     if type(value) is not bytes or checked_itemsize(reader, form) != len(value):
-        raise NotAllowed("A scalar in the frame has not the bytes of its dtype.")
+        raise NotAllowed("A scalar in the pickle has not the bytes of its dtype.")
     return scalar_over(form, value)
 
 
@@ -217,3 +212,23 @@ def scalar_over(form: Form, value: bytes) -> Any:
     check_items(form, value)
     # A copy, because a scalar of fields is a view, and may be written to.
     return numpy_here().ndarray((), dtype, bytearray(value))[()]
+
+
+# Names -------------------------------------------------------------------------------
+
+#: What the functions are called in pickles, for good: the name is not the function's.
+_NAMED = {
+    "array": array,
+    "array_aside": array_aside,
+    "object_array": object_array,
+    "scalar": scalar,
+}
+wire_names.keep(wire_names.ARRAYS, _NAMED)
+
+
+def names() -> Iterator[tuple[str, str, Entry]]:
+    """Yield the names in pickles that stand for the functions of this room."""
+    for name, make in _NAMED.items():
+        aside = make is array_aside
+        entry = Entry(make, call=True, bound=True, takes_buffer=aside)
+        yield wire_names.ARRAYS, name, entry

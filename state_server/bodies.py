@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from . import codec
 from .errors import NotAllowed, TooLarge
-from .messages import Payload, Reference
+from .messages import Call, Payload, Reference
 from .wire import MARK
 
 _HEAD = struct.Struct("!BII")
@@ -68,6 +68,22 @@ def unpack(
         return codec.decode(body, reference=reference, read_only=read_only)
     data, buffers = _parts(memoryview(body))
     return codec.decode(data, reference=reference, buffers=buffers, read_only=read_only)
+
+
+def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call; raise ``NotAllowed`` when they are not such."""
+    if not call.body:
+        return (), {}
+    decoded = call.body if isinstance(call.body, tuple) else unpack(call.body)
+    if (
+        isinstance(decoded, tuple)
+        and len(decoded) == 2
+        and isinstance(decoded[0], tuple)
+        and isinstance(decoded[1], dict)
+        and all(isinstance(name, str) for name in decoded[1])
+    ):
+        return cast("tuple[tuple[Any, ...], dict[str, Any]]", decoded)
+    raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
 
 
 def _parts(body: memoryview) -> tuple[bytes, Sequence[memoryview]]:

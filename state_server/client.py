@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 from . import bodies, failures, wire
+from .addresses import parse_address
 from .errors import (
     ConfigError,
     NotShared,
@@ -88,7 +89,7 @@ def connect(
     """
     changes: dict[str, Any] = {}
     if address is not None:
-        changes["address"] = str(wire.parse_address(address))
+        changes["address"] = str(parse_address(address))
     if data_dir is not None:
         changes["data_dir"] = Path(data_dir)
         # A folder that is named here means more than an address in the environment.
@@ -103,7 +104,7 @@ def connect(
         changes["client_connections_max"] = connections_max
     settings = from_environment(ClientSettings, os.environ, **changes)
     if settings.address is not None:
-        wire.parse_address(settings.address)
+        parse_address(settings.address)
     key = authkey.encode() if isinstance(authkey, str) else authkey
     if key is not None and not key:
         raise ConfigError("The authkey given is empty.")
@@ -280,7 +281,7 @@ class Client:
         if self._admin:
             admin_key = read_key_file(settings.data_dir / "adminkey")
         return Link(
-            wire.parse_address(address),
+            parse_address(address),
             key,
             lane,
             deadline,

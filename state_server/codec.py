@@ -5,15 +5,15 @@ Bytes from the network never run code, never import or build what the sender nam
 never take more memory than the limits say. Three gates stand behind each other:
 
 1. ``walk`` reads the opcodes before the C unpickler does, and refuses what no pickler
-   emits for our types and what is over a limit. (``small_frames`` knows the commonest
-   frames whole.)
+   emits for our types and what is over a limit. (``small_pickles`` knows the commonest
+   ones whole.)
 2. ``constructors.look_up`` turns a name into an entry of our own table, or of the
    user's ``own_classes``. Nothing is imported but numpy and pandas, by our own
    constructors, when the first value of theirs is met.
 3. The entries hold our own constructors, which check types, ranges and sizes.
 
 The other way, ``spellings`` says how each type is written. The memory of large arrays
-may travel beside the frame, in buffers that are neither copied nor looked into.
+may travel beside the pickle, in buffers that are neither copied nor looked into.
 Sockets, files and the environment may not enter.
 """
 
@@ -36,7 +36,7 @@ from .errors import ConfigError, NotAllowed, TooLarge
 from .measures import DEFAULT_LIMITS, ValueLimits
 from .messages import Reference
 from .refusals import Foreign, refusal
-from .small_frames import SMALL_BYTES_MAX, is_small, is_tiny
+from .small_pickles import SMALL_BYTES_MAX, is_small, is_tiny
 from .spellings import references, spelling
 from .stock_arrays import Recorded
 from .walk import checked_walk
@@ -265,7 +265,7 @@ class _PlainPickler(pickle._Pickler):
 
 
 def _load(data: bytes, context: ReadContext, *, records: bool) -> Any:
-    """Unpickle a frame that was walked and that uses names."""
+    """Read a pickle that was walked and that uses names."""
     unpickler = _RecordingUnpickler if records else _Unpickler
     try:
         return unpickler(data, context).load()
@@ -320,7 +320,7 @@ class _RecordingUnpickler(pickle._Unpickler):
 
 
 class _Memo(dict[int, Any]):
-    """What a frame remembers; what is noted down learns where it stands here."""
+    """What a pickle remembers; what is noted down learns where it stands here."""
 
     def __setitem__(self, place: int, value: Any) -> None:
         if isinstance(value, Recorded):

@@ -9,8 +9,8 @@ import socket
 import threading
 from typing import Protocol
 
+from . import handshake, wire
 from . import poller as polling
-from . import wire
 from .conversation import Conversation, Manners
 from .messages import Payload
 from .tickets import Form, Ticket
@@ -70,7 +70,7 @@ class Connection:
         self._lock = threading.Lock()
         self.socket = peer
         self.fd = peer.fileno()
-        self.reader = wire.FrameReader(wire.HANDSHAKE_BYTES_MAX)
+        self.reader = wire.FrameReader(handshake.HANDSHAKE_BYTES_MAX)
         self.conversation = Conversation(manners, self)
         self.ticket: Ticket | None = None
         self.buffered = 0

@@ -1,9 +1,9 @@
-"""What the names in a frame stand for: checked constructors, and the table of names.
+"""What the names in a pickle stand for: checked constructors, and the table of names.
 
 The C unpickler gets these instead of the types that a sender names. A name is exact,
 module and all; nothing is imported to find it. Each constructor checks the types, the
-ranges and the sizes of its arguments. Bytes of a frame, pickle, sockets and the
-environment may not enter; of files only the question whether a time zone exists.
+ranges and the sizes of its arguments. Bytes, pickle, sockets and the environment
+may not enter; of files only the question whether a time zone exists.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, SafeUUID
 
-from . import arrays, frames, stock_arrays
+from . import arrays, dataframes, stock_arrays, wire_names
 from .contexts import ReadContext
 from .entries import ITEMS, MAY, MUST, PAIRS, Entry
 from .errors import NotAllowed
@@ -45,7 +45,7 @@ def _typed(values: tuple[object, ...], *kinds: type) -> None:
     """Refuse arguments that are not exactly of these types."""
     if tuple(map(type, values)) != kinds:
         given = ", ".join(type(value).__name__ for value in values)
-        raise NotAllowed(f"A constructor in the frame got the wrong types: {given}.")
+        raise NotAllowed(f"A constructor in the pickle got the wrong types: {given}.")
 
 
 def _make_complex(*parts: Any) -> complex:
@@ -76,7 +76,7 @@ def _make_range(reader: ReadContext, *parts: Any) -> range:
 def _make_deque(items: Any = (), maxlen: Any = None) -> deque[Any]:
     """Make an empty deque; its items follow."""
     if type(items) is not tuple or items or type(maxlen) not in (int, type(None)):
-        raise NotAllowed("A deque in the frame is not made empty.")
+        raise NotAllowed("A deque in the pickle is not made empty.")
     return deque(maxlen=maxlen)
 
 
@@ -92,7 +92,7 @@ def _make_date(*parts: Any) -> date:
     _typed(parts, bytes)
     (data,) = parts
     if len(data) != 4:
-        raise NotAllowed("A date in the frame is not four bytes long.")
+        raise NotAllowed("A date in the pickle is not four bytes long.")
     return date(int.from_bytes(data[:2], "big"), data[2], data[3])
 
 
@@ -119,9 +119,9 @@ def _with_zone(parts: tuple[Any, ...], size: int) -> tuple[bytes, tzinfo | None]
     """Return the bytes and the time zone of a time."""
     data, zone = parts if len(parts) == 2 else (*parts, None)
     if type(data) is not bytes or len(data) != size:
-        raise NotAllowed(f"A time in the frame is not {size} bytes long.")
+        raise NotAllowed(f"A time in the pickle is not {size} bytes long.")
     if zone is not None and not isinstance(zone, tzinfo):
-        raise NotAllowed("A time in the frame has a time zone that is none.")
+        raise NotAllowed("A time in the pickle has a time zone that is none.")
     return data, zone
 
 
@@ -221,7 +221,7 @@ class _CheckedUUID(UUID):
         state = dict(state)
         number, safe = state.pop("int"), state.pop("is_safe", None)
         if type(number) is not int or not 0 <= number < 1 << 128 or state:
-            raise NotAllowed("An identifier in the frame is not of 128 bits.")
+            raise NotAllowed("An identifier in the pickle is not of 128 bits.")
         object.__setattr__(self, "int", number)
         object.__setattr__(self, "is_safe", SafeUUID(safe))
         object.__setattr__(self, "__class__", UUID)
@@ -236,9 +236,9 @@ class _CheckedChainMap(ChainMap):  # type: ignore[type-arg]
     def __setstate__(self, state: Any) -> None:
         maps = state["maps"]
         if type(maps) is not list or not maps or len(state) != 1:
-            raise NotAllowed("A chain of mappings in the frame has none.")
+            raise NotAllowed("A chain of mappings in the pickle has none.")
         if not all(isinstance(part, Mapping) for part in maps):
-            raise NotAllowed("A chain of mappings in the frame has something else.")
+            raise NotAllowed("A chain of mappings in the pickle has something else.")
         self.maps = maps
         self.__class__ = ChainMap  # type: ignore[assignment]
 
@@ -258,10 +258,10 @@ def _make_stock_proxy(reader: ReadContext, *parts: Any) -> object:
     """Make a handle of a stock proxy, by name; its address is never looked at."""
     _kind, token, _serializer, _options = parts
     if type(token) is not _StockToken:
-        raise NotAllowed("A proxy in the frame names no object.")
+        raise NotAllowed("A proxy in the pickle names no object.")
     class_name, slash, key = token.id.partition("/")
     if not slash or class_name != token.typeid:
-        raise NotAllowed(f"A proxy in the frame names no object: {token.id!r:.100}.")
+        raise NotAllowed(f"A proxy in the pickle names no object: {token.id!r:.100}.")
     return reader.reference(class_name, key)
 
 
@@ -276,7 +276,7 @@ def _address_maker(cls: type) -> Callable[..., object]:
 
     def make(*parts: Any) -> object:
         if len(parts) != 1 or type(parts[0]) not in (str, int):
-            raise NotAllowed("A network address in the frame is no text or number.")
+            raise NotAllowed("A network address in the pickle is no text or number.")
         return cls(*parts)
 
     return make
@@ -302,14 +302,14 @@ def _checked_getattr(*parts: Any) -> object:
         return _unpickle_zone
     if isinstance(owner, type) and issubclass(owner, Enum) and owner in allowed_types:
         return owner.__members__[name]
-    raise NotAllowed(f"The frame asks for the attribute {name!r:.100}.")
+    raise NotAllowed(f"The pickle asks for the attribute {name!r:.100}.")
 
 
 def _checked_or(*parts: Any) -> object:
     """Join two flags of one allowed class, as some releases of 3.11 spell them."""
     left, right = parts
     if not isinstance(left, Flag) or type(right) not in (type(left), int):
-        raise NotAllowed("The frame joins values that are no flags.")
+        raise NotAllowed("The pickle joins values that are no flags.")
     return left | right if type(right) is type(left) else type(left)(left.value | right)
 
 
@@ -318,13 +318,13 @@ def _make_latin1(*parts: Any) -> bytes:
     text, encoding = parts
     _typed(parts, str, str)
     if encoding != "latin1":
-        raise NotAllowed("The frame encodes text in another way than protocol 2.")
+        raise NotAllowed("The pickle encodes text in another way than protocol 2.")
     return text.encode("latin1")  # type: ignore[no-any-return]
 
 
 def _never_called(*_parts: Any) -> object:
     """Stand for a class that is only ever named."""
-    raise NotAllowed("The frame calls a class that is only named.")
+    raise NotAllowed("The pickle calls a class that is only named.")
 
 
 # The table of names.
@@ -381,7 +381,7 @@ def _library_names() -> Iterator[tuple[str, str, Entry]]:
 def _object_names() -> Iterator[tuple[str, str, Entry]]:
     """Yield the names that stand for a shared object: our own and the stock ones."""
     reference = Entry(_make_reference, call=True, bound=True)
-    yield Reference.__module__, Reference.__qualname__, reference
+    yield wire_names.REFERENCES, "Reference", reference
     proxy = Entry(_make_stock_proxy, call=True, bound=True, takes=("proxy", "token"))
     yield _MANAGERS, "RebuildProxy", proxy
     yield _MANAGERS, "Token", _whole(_StockToken, role="token")
@@ -418,7 +418,8 @@ _PURE = {"PosixPath": pathlib.PurePosixPath, "WindowsPath": pathlib.PureWindowsP
 GETATTR = Entry(_checked_getattr, call=True, takes=("named",))
 ZONE = Entry(_make_zone, call=True, role="named")
 UNPICKLE_ZONE = Entry(_unpickle_zone, call=True)
-#: Every name that may stand in a frame, but for the user's own classes.
+wire_names.keep(wire_names.REFERENCES, {"Reference": Reference})
+#: Every name that may stand in a pickle, but for the user's own classes.
 TABLE = {
     (module, name): entry
     for names in (
@@ -427,7 +428,7 @@ TABLE = {
         _object_names(),
         arrays.names(),
         stock_arrays.names(),
-        frames.names(),
+        dataframes.names(),
     )
     for module, name, entry in names
 }

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import NotAllowed
 from .measures import ValueLimits
 
-#: Arrays of fewer bytes stay in the frame: a buffer beside it costs some microseconds.
+#: Arrays of fewer bytes stay in the pickle: a buffer beside it costs some microseconds.
 BUFFER_BYTES_MIN = 64 * 1024
 #: One vectored write takes 1,024 pieces (IOV_MAX of Linux and BSD), the head is one.
 BUFFERS_MAX = 1000
@@ -44,7 +44,7 @@ class WriteContext:
         self._buffer_bytes_min = buffer_bytes_min
 
     def puts_aside(self, memory: memoryview) -> bool:
-        """Tell whether the memory goes beside the frame, and not into it."""
+        """Tell whether the memory goes beside the pickle, and not into it."""
         least = self._buffer_bytes_min
         if least is None or memory.nbytes < least or len(self.buffers) >= BUFFERS_MAX:
             return False
@@ -53,7 +53,7 @@ class WriteContext:
 
 
 class ReadContext:
-    """One reading of a frame.
+    """One reading of a pickle.
 
     ``reference`` makes a handle. ``read_only``: nobody may write into the arrays.
     ``calendar_rows`` counts what was spent on checking the frequencies of dates.
@@ -77,7 +77,7 @@ class ReadContext:
         self._buffers = iter(buffers)
 
     def next_buffer(self) -> Any:
-        """Return the next of the buffers that came beside the frame."""
+        """Return the next of the buffers that came beside the pickle."""
         for buffer in self._buffers:
             return buffer
-        raise NotAllowed("The frame takes more buffers than came with it.")
+        raise NotAllowed("The pickle takes more buffers than came with it.")

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import bodies, failures, stock, wire
+from . import bodies, failures, handshake, stock, wire
 from .errors import Denied, NotAllowed, StateServerError
 from .host import Host
 from .messages import Call, Lane, Payload
 from .tickets import Form
-from .turns import arguments_of
 
 
 class Answer(NamedTuple):
@@ -96,7 +95,7 @@ class Conversation:
     def __init__(self, manners: Manners, destination: Any) -> None:
         self._manners = manners
         self._destination = destination
-        self._handshake = wire.ServerHandshake(manners.key, manners.allow_md5)
+        self._handshake = handshake.ServerHandshake(manners.key, manners.allow_md5)
         self._step: Callable[[Payload], Call | Answer] = self._shake_hands
         self.knows_key = False
         self.authenticated = False
@@ -151,9 +150,9 @@ class Conversation:
                 f"The client speaks version {hello.version} of the protocol, the "
                 f"manager version {wire.PROTOCOL_VERSION}. Install the same release."
             )
-        if not wire.proof_holds(manners.key, b"client", nonces, hello.proof):
+        if not handshake.proof_holds(manners.key, b"client", nonces, hello.proof):
             raise Denied("The client's proof of the key is wrong.")
-        self.is_admin = wire.proof_holds(
+        self.is_admin = handshake.proof_holds(
             manners.admin_key, b"admin", nonces, hello.admin_proof
         )
         try:
@@ -166,7 +165,7 @@ class Conversation:
         welcome = wire.Welcome(
             manners.host.boot_id,
             os.getpid(),
-            wire.proof(manners.key, b"server", nonces),
+            handshake.proof(manners.key, b"server", nonces),
             self.is_admin,
             self.frame_bytes_max,
         )
@@ -185,7 +184,7 @@ class Conversation:
     def _control(self, call: Call) -> Answer:
         """Answer a call to the manager itself; it costs little and needs no turn."""
         try:
-            arguments, _ = arguments_of(call)
+            arguments, _ = bodies.arguments_of(call)
             value = self._manners.control(call.method, arguments, self.is_admin)
             return Answer(OWN_FORM.done(call, value))
         except StateServerError as error:

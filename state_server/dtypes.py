@@ -18,7 +18,7 @@ from .contexts import ReadContext, WriteContext
 from .errors import NotAllowed
 from .measures import count_items
 
-#: A dtype in a frame: text, or ``(itemsize, aligned, fields)``; each field is
+#: A dtype in a pickle: text, or ``(itemsize, aligned, fields)``; each field is
 #: ``(name, offset, dtype, shape, title)``.
 Form = Any
 
@@ -79,24 +79,24 @@ def checked_itemsize(reader: ReadContext, form: Form) -> int:
         return _plain_itemsize(form)
     itemsize, aligned, fields = form if len(form) == 3 else (None, None, None)
     if type(itemsize) is not int or type(aligned) is not bool or itemsize < 0:
-        raise NotAllowed("A dtype in the frame has not the form of one.")
+        raise NotAllowed("A dtype in the pickle has not the form of one.")
     if type(fields) is not tuple:
-        raise NotAllowed("A dtype in the frame has no list of fields.")
+        raise NotAllowed("A dtype in the pickle has no list of fields.")
     for field in fields:
         name, offset, base, shape, title = _five(field)
         if type(name) is not str or type(title) not in (str, type(None)):
-            raise NotAllowed("A field of a dtype in the frame has no name.")
+            raise NotAllowed("A field of a dtype in the pickle has no name.")
         base_bytes = checked_itemsize(reader, base)
         size = math.prod(measured_shape(reader, shape, base_bytes)) * base_bytes
         if type(offset) is not int or not 0 <= offset <= itemsize - size:
-            raise NotAllowed(f"The field {name!r:.100} in the frame is outside.")
+            raise NotAllowed(f"The field {name!r:.100} in the pickle is outside.")
     return itemsize
 
 
 def _five(field: Any) -> tuple[Any, ...]:
     """Return the five parts of a field."""
     if type(field) is not tuple or len(field) != 5:
-        raise NotAllowed("A field of a dtype in the frame has not the form of one.")
+        raise NotAllowed("A field of a dtype in the pickle has not the form of one.")
     return field
 
 
@@ -182,10 +182,10 @@ def measured_shape(
     them real.
     """
     if type(shape) is not tuple or len(shape) > _DIMENSIONS_MAX:
-        raise NotAllowed("An array in the frame has no shape, or too many dimensions.")
+        raise NotAllowed("An array in the pickle has no shape, or too many dimensions.")
     for length in shape:
         if type(length) is not int or not 0 <= length < 2**63:
-            raise NotAllowed(f"An array in the frame has the shape {shape!r:.100}.")
+            raise NotAllowed(f"An array in the pickle has the shape {shape!r:.100}.")
     if itemsize * math.prod(shape) == 0:
         extent = math.prod(max(length, 1) for length in shape)
         count_items(counter, extent * max(itemsize, 1) // 8)

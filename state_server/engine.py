@@ -25,8 +25,8 @@ import time
 from collections import deque
 from typing import NamedTuple
 
+from . import handshake, tcp, wire
 from . import poller as polling
-from . import tcp, wire
 from .busy_poll import BusyPoll
 from .connection import Connection
 from .conversation import Answer, Manners
@@ -333,7 +333,7 @@ class Engine:
         if connection.conversation.authenticated:
             self._close(connection)
         else:
-            connection.send(wire.REJECTED, ends=True)
+            connection.send(handshake.REJECTED, ends=True)
 
     def _answer(self, connection: Connection, answer: Answer) -> None:
         conversation = connection.conversation
@@ -392,7 +392,7 @@ class Engine:
 
     def _turn_away(self, peer: socket.socket) -> None:
         try:
-            peer.send(wire.framed(wire.FULL))
+            peer.send(wire.framed(handshake.FULL))
         except OSError:
             pass
         peer.close()

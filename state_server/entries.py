@@ -1,4 +1,4 @@
-"""What a name in a frame may stand for: the form of an entry, and its words.
+"""What a name in a pickle may stand for: the form of an entry, and its words.
 
 Who fills entries in is told elsewhere: ``constructors`` for the standard types,
 ``own_classes`` for the user's. Bytes, pickle and limits may not enter.
@@ -17,7 +17,7 @@ NEVER, MAY, MUST = "never", "may", "must"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a name in a frame stands for."""
+    """What a name in a pickle stands for."""
 
     #: What the C unpickler gets for the name.
     make: Any
@@ -43,7 +43,7 @@ class Entry:
     iterates: bool = False
     #: It is called with the reading first.
     bound: bool = False
-    #: Its call takes the next of the buffers that came beside the frame.
+    #: Its call takes the next of the buffers that came beside the pickle.
     takes_buffer: bool = False
     #: It notes down what was said, and becomes a value once its state is there.
     records: bool = False

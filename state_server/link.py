@@ -10,7 +10,8 @@ import os
 import time
 from collections.abc import Sequence
 
-from . import wire
+from . import handshake, wire
+from .addresses import Address
 from .errors import (
     Denied,
     NotAllowed,
@@ -64,7 +65,7 @@ class Link:
 
     def __init__(
         self,
-        address: wire.Address,
+        address: Address,
         key: bytes,
         lane: Lane,
         deadline: float,
@@ -84,7 +85,7 @@ class Link:
         self.is_admin = False
         self.frame_bytes_max = 0
         # Until the server has proven that it knows the key it is heard out shortly.
-        self._reader = wire.FrameReader(wire.HANDSHAKE_BYTES_MAX)
+        self._reader = wire.FrameReader(handshake.HANDSHAKE_BYTES_MAX)
         #: A send to a peer that has closed a Unix socket fails at once, and gives it
         #: nothing; over TCP it may succeed.
         self.is_local = address.path is not None
@@ -169,16 +170,16 @@ class Link:
     def _shake_hands(
         self, key: bytes, admin_key: bytes | None, deadline: float
     ) -> None:
-        handshake = wire.ClientHandshake(key)
+        client = handshake.ClientHandshake(key)
         done = False
         while not done:
             payload = self._receive(deadline)
-            if payload == wire.FULL:
+            if payload == handshake.FULL:
                 raise Overloaded("The manager takes no more connections for now.")
-            answers, done = handshake.receive(payload)
+            answers, done = client.receive(payload)
             for answer in answers:
                 self._stream.send(wire.framed(answer), deadline)
-        self._greet(key, admin_key, handshake.nonces, deadline)
+        self._greet(key, admin_key, client.nonces, deadline)
 
     def _greet(
         self,
@@ -190,8 +191,10 @@ class Link:
         hello = wire.Hello(
             wire.PROTOCOL_VERSION,
             self.lane,
-            wire.proof(key, b"client", nonces),
-            bytes(32) if admin_key is None else wire.proof(admin_key, b"admin", nonces),
+            handshake.proof(key, b"client", nonces),
+            bytes(32)
+            if admin_key is None
+            else handshake.proof(admin_key, b"admin", nonces),
         )
         self._reader.bytes_max = _REFUSAL_BYTES_MAX
         self._stream.send(wire.framed(wire.pack_hello(hello)), deadline)
@@ -199,7 +202,7 @@ class Link:
         if wire.kind_of(payload) == wire.FAILED:
             raise error_from(unpack(wire.unpack_reply(payload).body))
         welcome = wire.unpack_welcome(payload)
-        if not wire.proof_holds(key, b"server", nonces, welcome.proof):
+        if not handshake.proof_holds(key, b"server", nonces, welcome.proof):
             raise Denied("The server's proof of the key is wrong; it was not called.")
         self._reader.bytes_max = _REPLY_BYTES_MAX
         self.boot_id = welcome.boot_id

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from . import wire
+from .addresses import Address, parse_address
 from .client import Client, connect
 from .errors import ConfigError
 from .objects import add_ready_made
@@ -83,7 +83,7 @@ class StateManager(multiprocessing.managers.BaseManager):
             )
         super().__init__(None, authkey, serializer, ctx)
         self._given_key = None if authkey is None else bytes(authkey)
-        self._where = None if address is None else wire.parse_address(address)
+        self._where = None if address is None else parse_address(address)
         self._data_dir = None if data_dir is None else Path(data_dir)
         self._own_folder: Path | None = None
         self._client: Client | None = None
@@ -154,7 +154,7 @@ class StateManager(multiprocessing.managers.BaseManager):
     def get_server(self) -> Server:  # type: ignore[override]
         """Return a server for this process; call its ``serve_forever``."""
         server = Server(Service(self._settings(), self._given_key, self._shared()))
-        self._where = wire.parse_address(server.address)
+        self._where = parse_address(server.address)
         return server
 
     def start(
@@ -196,7 +196,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         self._where = self._await_child(ours)
         self._client = self._make_client()
 
-    def _await_child(self, pipe: Connection) -> wire.Address:
+    def _await_child(self, pipe: Connection) -> Address:
         try:
             if not pipe.poll(_START_TIMEOUT_S):
                 self.shutdown()
@@ -210,7 +210,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         if outcome != "ready":
             self.shutdown()
             raise ConfigError(f"The manager could not start: {text}")
-        return wire.parse_address(text)
+        return parse_address(text)
 
     def shutdown(self) -> None:  # type: ignore[override]
         """Stop the process that ``start`` made; without one, only disconnect."""

@@ -15,7 +15,7 @@ from .errors import TooLarge
 class ValueLimits(NamedTuple):
     """How large one value may be, after expansion of everything it shares."""
 
-    #: Values in one frame; a part that is shared counts each time it appears.
+    #: Values in one pickle; a part that is shared counts each time it appears.
     nodes_max: int = 2_000_000
     #: Containers inside containers.
     depth_max: int = 100
@@ -34,10 +34,10 @@ FLAT_SIZE = 100
 
 
 class RangeCounter(Protocol):
-    """One reading or writing of a frame, which counts what ranges stand for."""
+    """One reading or writing of a pickle, which counts what ranges stand for."""
 
     limits: ValueLimits
-    #: Items that take no bytes in the frame: of ranges, of arrays without memory.
+    #: Items that take no bytes in the pickle: of ranges, of arrays without memory.
     range_items: int
 
 
@@ -47,7 +47,7 @@ def over(limit: str, value: int, allowed: int) -> TooLarge:
 
 
 def count_items(counter: RangeCounter, items: int) -> None:
-    """Count items that take no bytes in the frame, as those of a range do.
+    """Count items that take no bytes in the pickle, as those of a range do.
 
     A loop over them takes as long as one over a list.
     """

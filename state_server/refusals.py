@@ -1,6 +1,6 @@
 """Why a value may not travel: which type it has, where it is, what to do about it.
 
-Used by what says how types are written. Bytes and names in frames may not enter.
+Used by what says how types are written. Bytes and names in pickles may not enter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 
 from .entries import full_name
 from .own_classes import reason_against
-from .small_frames import ATOMS
+from .small_pickles import ATOMS
 
 #: What to do about values of packages and their bases, whatever ``allow`` says.
 _INSTEAD = {

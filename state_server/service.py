@@ -20,8 +20,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from . import codec, wire
+from . import codec
 from . import settings as configuration
+from .addresses import Address, parse_address
 from .conversation import Manners
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
@@ -130,14 +131,14 @@ class Service:
         self._listener: socket.socket | None = None
         self._engine: Engine | None = None
         self._host: Host | None = None
-        self.address: wire.Address | None = None
+        self.address: Address | None = None
         self.key = b""
 
     def __repr__(self) -> str:
         """Say where it listens and how it is."""
         return f"<Service at {self.address} {self._host!r} {self._engine!r}>"
 
-    def start(self) -> wire.Address:
+    def start(self) -> Address:
         """Start; return the address once calls are accepted.
 
         Raises ``ConfigError`` when a setting must change. Nothing is left behind then.
@@ -148,7 +149,7 @@ class Service:
             self._release()
             raise
 
-    def _start(self) -> wire.Address:
+    def _start(self) -> Address:
         settings = self._settings
         configuration.make_private_folder(settings.data_dir)
         self._lock = DataDirLock(settings.data_dir)
@@ -477,7 +478,7 @@ def stop_with_parent(descriptor: int, stop: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="state-server-parent", daemon=True).start()
 
 
-def listen(wanted: wire.Address, backlog: int) -> tuple[socket.socket, wire.Address]:
+def listen(wanted: Address, backlog: int) -> tuple[socket.socket, Address]:
     """Return a listening socket and its address.
 
     A socket file that a dead manager left is replaced: the caller holds the lock of the
@@ -496,7 +497,7 @@ def listen(wanted: wire.Address, backlog: int) -> tuple[socket.socket, wire.Addr
     except OSError as error:
         listener.close()
         raise ConfigError(f"The address {wanted} cannot be used: {error}.") from error
-    return listener, wire.Address(host=wanted.host, port=listener.getsockname()[1])
+    return listener, Address(host=wanted.host, port=listener.getsockname()[1])
 
 
 def _listen_on_path(path: Path, backlog: int) -> socket.socket:
@@ -538,14 +539,14 @@ def _remove_stale_socket(path: Path) -> None:
         probe.close()
 
 
-def _wanted_address(settings: ManagerSettings) -> wire.Address:
+def _wanted_address(settings: ManagerSettings) -> Address:
     if settings.address is not None:
-        address = wire.parse_address(settings.address)
+        address = parse_address(settings.address)
     elif sys.platform == "win32":
-        address = wire.Address(host="127.0.0.1", port=0)
+        address = Address(host="127.0.0.1", port=0)
     else:
         # Absolute, because clients read it in folders of their own.
-        address = wire.parse_address(settings.data_dir.absolute() / "manager.sock")
+        address = parse_address(settings.data_dir.absolute() / "manager.sock")
     if address.is_wildcard and not settings.allow_wildcard:
         raise ConfigError(
             f"The address {address} lets any machine connect, and the connection is "
@@ -569,7 +570,7 @@ def _admin_key(data_dir: Path) -> bytes:
     return configuration.read_key_file(path) or configuration.make_key_file(path)
 
 
-def _write_address(data_dir: Path, address: wire.Address) -> None:
+def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
         configuration.write_whole(data_dir / "address", f"{address}\n".encode())

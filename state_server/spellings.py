@@ -18,7 +18,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from uuid import UUID
 
-from . import arrays, frame_spellings
+from . import arrays, dataframe_spellings
 from .constructors import ADDRESSES, PATHS, TABLE, builtin_error, zone_key
 from .contexts import WriteContext
 from .measures import measured_decimal, measured_range
@@ -55,7 +55,7 @@ def spelling(writer: WriteContext, value: Any) -> Any:
 #: Packages whose values have spellings of their own; they are not imported for that.
 _PACKAGES: dict[str, Callable[[WriteContext, Any], Any]] = {
     "numpy": arrays.spelling,
-    "pandas": frame_spellings.spelling,
+    "pandas": dataframe_spellings.spelling,
 }
 
 
@@ -84,7 +84,7 @@ def _has_own_init(cls: type[Exception]) -> bool:
 
 
 def _spell_class(writer: WriteContext, cls: type) -> Any:
-    """Let the classes through that stand for their instances in a frame.
+    """Let the classes through that stand for their instances in a pickle.
 
     The walk refuses them wherever they are not needed for that.
     """
@@ -98,7 +98,7 @@ def _spell_class(writer: WriteContext, cls: type) -> Any:
 
 
 def _spell_function(writer: WriteContext, value: Any) -> Any:
-    """Let the functions through that make values of a frame, as with classes."""
+    """Let the functions through that make values of a pickle, as with classes."""
     entry = TABLE.get((value.__module__, value.__qualname__))
     if entry is not None and (writer.stock or entry.make is value):
         return NotImplemented

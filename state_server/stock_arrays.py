@@ -32,9 +32,9 @@ _ALIGNED = 0x80
 
 
 class Recorded:
-    """What a frame has said of a value whose state is still to come.
+    """What a pickle has said of a value whose state is still to come.
 
-    ``places`` are the numbers under which the frame remembers it.
+    ``places`` are the numbers under which the pickle remembers it.
     """
 
     __slots__ = ("_reader", "_said", "places")
@@ -57,14 +57,16 @@ class _RecordedArray(Recorded):
     def finished(self, state: Any) -> Any:
         """Return the array that the state describes."""
         if self._said[:1] != (_array_class,):
-            raise NotAllowed("The frame makes an array of a class that is not numpy's.")
+            raise NotAllowed(
+                "The pickle makes an array of a class that is not numpy's."
+            )
         _version, shape, dtype, is_fortran, memory = state
         if type(memory) is list:
             if getattr(dtype, "kind", "") != "O":
-                raise NotAllowed("An array in the frame has a list of numbers.")
+                raise NotAllowed("An array in the pickle has a list of numbers.")
             return object_array(self._reader, shape, memory)
         if type(memory) is not bytes:
-            raise NotAllowed("The memory of an array in the frame is not bytes.")
+            raise NotAllowed("The memory of an array in the pickle is not bytes.")
         order = "F" if is_fortran else "C"
         return array_over(self._reader, _form(dtype), shape, order, memory)
 
@@ -86,7 +88,7 @@ class _RecordedDtype(Recorded):
         if text == _OBJECTS:
             return numpy_here().dtype("O")
         if type(text) is not str or type(order) is not str:
-            raise NotAllowed("A dtype in the frame is not named by text.")
+            raise NotAllowed("A dtype in the pickle is not named by text.")
         return self._checked(f"{order}{text}{_unit(state[8:])}")
 
     def _checked(self, form: Form) -> Any:
@@ -110,7 +112,7 @@ def _form(dtype: Any) -> Form:
 def _fields(names: Any, fields: Any) -> Iterator[tuple[Any, ...]]:
     """Yield fields in our form; ours are checked as a whole afterwards."""
     if type(names) is not tuple or type(fields) is not dict:
-        raise NotAllowed("A dtype in the frame has no list of fields.")
+        raise NotAllowed("A dtype in the pickle has no list of fields.")
     for name in names:
         dtype, offset, *title = fields[name]
         base, shape = getattr(dtype, "subdtype", None) or (dtype, ())
@@ -128,7 +130,7 @@ def _unit(rest: Any) -> str:
     if unit == b"generic":
         return ""
     if type(unit) is not bytes or type(count) is not int or not _UNIT.fullmatch(unit):
-        raise NotAllowed(f"A dtype in the frame has the unit {unit!r:.100}.")
+        raise NotAllowed(f"A dtype in the pickle has the unit {unit!r:.100}.")
     return f"[{count}{unit.decode()}]"
 
 
@@ -136,7 +138,7 @@ def _from_memory(reader: ReadContext, *parts: Any) -> Any:
     """Make an array of memory, dtype, shape and order, as protocol 5 spells it."""
     memory, dtype, shape, order, *axes = parts
     if type(memory) not in (bytes, bytearray):
-        raise NotAllowed("The memory of an array in the frame is not bytes.")
+        raise NotAllowed("The memory of an array in the pickle is not bytes.")
     if order != "K":
         return array_over(reader, _form(dtype), shape, order, memory)
     # Since numpy 2.3: contiguous, but with the axes in another order.
@@ -149,13 +151,13 @@ def _scalar(reader: ReadContext, *parts: Any) -> Any:
     dtype, value = parts
     form = _form(dtype)
     if type(value) is not bytes or checked_itemsize(reader, form) != len(value):
-        raise NotAllowed("A scalar in the frame has not the bytes of its dtype.")
+        raise NotAllowed("A scalar in the pickle has not the bytes of its dtype.")
     return scalar_over(form, value)
 
 
 def _array_class(*_parts: Any) -> Any:
     """Stand for the class of arrays, which is only ever named."""
-    raise NotAllowed("The frame calls numpy.ndarray, which is only named.")
+    raise NotAllowed("The pickle calls numpy.ndarray, which is only named.")
 
 
 def _recorded(make: type[Recorded], takes: tuple[str, ...] = ()) -> Entry:

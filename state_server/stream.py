@@ -25,7 +25,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import tcp, wire
+from . import tcp
+from .addresses import Address
 from .busy_poll import BusyPoll
 from .errors import Unreachable
 from .messages import Payload
@@ -76,9 +77,7 @@ class Stream:
 
     __slots__ = ("_blocks", "_receive_wait_s", "_wait", "socket")
 
-    def __init__(
-        self, address: wire.Address, deadline: float, busy_poll_s: float
-    ) -> None:
+    def __init__(self, address: Address, deadline: float, busy_poll_s: float) -> None:
         """Connect; raise ``OSError`` when that fails."""
         family, target = _target(address)
         self.socket = socket.socket(family, socket.SOCK_STREAM)
@@ -208,7 +207,7 @@ class Stream:
         return 0
 
 
-def _target(address: wire.Address) -> tuple[int, str | tuple[str, int]]:
+def _target(address: Address) -> tuple[int, str | tuple[str, int]]:
     if address.path is not None:
         if not hasattr(socket, "AF_UNIX"):
             raise Unreachable("This platform has no Unix sockets; use tcp://host:port.")

@@ -9,13 +9,12 @@ import itertools
 import logging
 import types
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from . import bodies, codec, wire
 from .commits import Change, Committer
 from .errors import (
     Expired,
-    NotAllowed,
     NotOffered,
     RemoteError,
     StateServerError,
@@ -68,7 +67,7 @@ class Performer:
                 raise Expired(
                     f"The deadline of {call.name}.{call.method} passed while it waited."
                 )
-            arguments, keywords = arguments_of(call)
+            arguments, keywords = bodies.arguments_of(call)
             if resident.poisoned:
                 resident.poisoned = False
                 resident.batch = None
@@ -214,22 +213,6 @@ def check_offered(contract: Contract | None, call: Call) -> None:
 
 def _no_method(class_name: str, method: str) -> NotOffered:
     return NotOffered(f"{class_name} offers no method {method!r}. {WHAT_IS_OFFERED}")
-
-
-def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call; raise ``NotAllowed`` when they are not such."""
-    if not call.body:
-        return (), {}
-    decoded = call.body if isinstance(call.body, tuple) else bodies.unpack(call.body)
-    if (
-        isinstance(decoded, tuple)
-        and len(decoded) == 2
-        and isinstance(decoded[0], tuple)
-        and isinstance(decoded[1], dict)
-        and all(isinstance(name, str) for name in decoded[1])
-    ):
-        return cast("tuple[tuple[Any, ...], dict[str, Any]]", decoded)
-    raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
 
 
 def _is_readonly(resident: Resident, call: Call) -> bool:

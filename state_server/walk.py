@@ -1,4 +1,4 @@
-"""The walk over the opcodes of a frame, before any of them is obeyed.
+"""The walk over the opcodes of a pickle, before any of them is obeyed.
 
 An abstract stack machine builds nothing and only measures: it knows the exact shape of
 what pickle would build, its nesting, its number of values and its size, with shared
@@ -66,7 +66,7 @@ _LINE_BYTES_MAX = 1024
 
 
 class _Walk:
-    """An abstract run of one frame: what pickle would build, only measured."""
+    """An abstract run of one pickle: what pickle would build, only measured."""
 
     __slots__ = (
         "_buffers", "data", "digits_bytes", "limits", "marks", "memo", "names_used",
@@ -85,17 +85,17 @@ class _Walk:
         self.marks: list[list[Any]] = []
         self.memo: list[Any] = []
         self.names_used = False
-        #: A value in the frame is noted down before it is made.
+        #: A value in the pickle is noted down before it is made.
         self.records = False
 
     def run(self) -> None:
-        """Walk from the first opcode to the last, or refuse the frame.
+        """Walk from the first opcode to the last, or refuse the pickle.
 
         The three commonest opcodes are taken here, to save a call each.
         """
         data, memo, steps = self.data, self.memo, _STEPS
         if data[0] != 0x80 or not 2 <= data[1] <= 5:
-            raise NotAllowed("The frame does not begin as a pickle of protocol 2 to 5.")
+            raise NotAllowed("The value does not begin as a pickle of protocol 2 to 5.")
         position = 2
         while True:
             for _ in itertools.repeat(None, _BATCH):
@@ -170,7 +170,7 @@ class _Walk:
         node = self.stack[-1]
         if type(node) is not _Node or not node.open or node.grows is not grows:
             raise NotAllowed(
-                f"The frame adds {grows} to a value that does not take them, or that "
+                f"The pickle adds {grows} to a value that does not take them, or that "
                 f"is complete."
             )
         return node
@@ -178,21 +178,23 @@ class _Walk:
     def text(self, leaf: Any) -> str:
         """Return the text of a leaf, refusing everything else."""
         if type(leaf) is not tuple or not leaf[1]:
-            raise NotAllowed("The frame has a value where a name must be.")
+            raise NotAllowed("The pickle has a value where a name must be.")
         return str(self.data[leaf[1] : leaf[2]], "utf-8", "surrogatepass")
 
     def arguments(self) -> _Node:
         """Take a tuple of arguments from the stack."""
         node = self.stack.pop()
         if type(node) is not _Node or node.kind is not _TUPLE:
-            raise NotAllowed("The frame calls a name with something else than a tuple.")
+            raise NotAllowed(
+                "The pickle calls a name with something else than a tuple."
+            )
         return node
 
     def name(self) -> Entry:
         """Take a name from the stack."""
         node = self.stack.pop()
         if type(node) is not _Node or node.kind is not _NAME:
-            raise NotAllowed("The frame calls a value that is no name.")
+            raise NotAllowed("The pickle calls a value that is no name.")
         entry = node.entry
         assert entry is not None
         return entry
@@ -207,7 +209,7 @@ class _Walk:
             node.payload += self._next_buffer()
         if entry.iterates and not all(map(_is_counted, parts)):
             raise NotAllowed(
-                f"{entry.shown()} in the frame is not made of a container."
+                f"{entry.shown()} in the pickle is not made of a container."
             )
         self.add(node, parts, parts=True)
         node.open = entry.grows is not NOTHING or entry.state is not NEVER
@@ -216,13 +218,13 @@ class _Walk:
         self.stack.append(node)
 
     def _next_buffer(self) -> int:
-        """Return the size of the next of the buffers that came beside the frame."""
+        """Return the size of the next of the buffers that came beside the pickle."""
         for size in self._buffers:
             return size
-        raise NotAllowed("The frame takes more buffers than came with it.")
+        raise NotAllowed("The pickle takes more buffers than came with it.")
 
     def check_end(self) -> None:
-        """Refuse buffers that nothing in the frame has taken."""
+        """Refuse buffers that nothing in the pickle has taken."""
         for size in self._buffers:
             raise NotAllowed(f"A buffer of {size} bytes came, but nothing takes it.")
 
@@ -237,26 +239,26 @@ def _is_counted(item: Any) -> bool:
 def checked_walk(
     data: bytes, limits: ValueLimits, buffer_sizes: Sequence[int] = ()
 ) -> _Walk:
-    """Walk over a frame and return what was seen; refuse what may not pass.
+    """Walk over a pickle and return what was seen; refuse what may not pass.
 
-    ``buffer_sizes`` are those of the buffers that came beside the frame.
+    ``buffer_sizes`` are those of the buffers that came beside the pickle.
     """
     walk = _Walk(data, limits, buffer_sizes)
     try:
         walk.run()
     except IndexError:
         raise NotAllowed(
-            "The frame is truncated, or takes more from the stack than is there."
+            "The pickle is truncated, or takes more from the stack than is there."
         ) from None
     except UnicodeDecodeError:
-        raise NotAllowed("The frame has a name that is not valid text.") from None
+        raise NotAllowed("The pickle has a name that is not valid text.") from None
     return walk
 
 
 def _misplaced(node: _Node) -> NotAllowed:
     """Say that a name is used as a value, or an instance before it is complete."""
     if node.state is MUST:
-        return NotAllowed("The frame uses an instance before its state is there.")
+        return NotAllowed("The pickle uses an instance before its state is there.")
     made = node.entry.make if node.entry else None
     shown = full_name(made) if isinstance(made, type) else "A name"
     return NotAllowed(f"{shown} is used as a value; only instances travel.")
@@ -273,7 +275,7 @@ def _refuse(walk: _Walk, position: int) -> int:
     opcode = walk.data[position - 1]
     name = _REFUSED_NAMES.get(bytes([opcode]), "unknown")
     hint = "; it may hold a tuple that holds itself" if opcode in b"01" else ""
-    raise NotAllowed(f"The frame uses the opcode {name} (0x{opcode:02x}){hint}.")
+    raise NotAllowed(f"The pickle uses the opcode {name} (0x{opcode:02x}){hint}.")
 
 
 def _scalar(size: int) -> _Step:
@@ -336,12 +338,12 @@ def _binary(width: int) -> _Step:
 def _end(walk: _Walk, start: int, size: int) -> int:
     """Return where a part ends, checking that it is there before pickle reserves it."""
     if not 0 <= size <= len(walk.data) - start:
-        raise NotAllowed(f"The frame announces {size} bytes that are not there.")
+        raise NotAllowed(f"The pickle announces {size} bytes that are not there.")
     return start + size
 
 
-def _frame(walk: _Walk, position: int) -> int:
-    """Check the length of a frame of opcodes; it has no other meaning."""
+def _framing(walk: _Walk, position: int) -> int:
+    """Check that what FRAME announces is there; it has no other meaning."""
     size = int.from_bytes(walk.data[position : position + 8], "little")
     _end(walk, position + 8, size)
     return position + 8
@@ -373,7 +375,7 @@ def _mark(walk: _Walk, position: int) -> int:
     if not count or walk.data[end] not in _GROUP_ENDS:
         return position
     if walk.data[end] == _SETITEMS and count % 2:
-        raise NotAllowed("The frame has a key without a value.")
+        raise NotAllowed("The pickle has a key without a value.")
     node = _Node(_RUN)
     node.count = count
     node.depth = 0
@@ -407,8 +409,8 @@ def _numbers(walk: _Walk, start: int) -> tuple[int, int]:
         opcode = data[end : end + 1]
         width = _NUMBER_WIDTHS.get(opcode)
         if width is None and opcode == _FRAME and count:
-            # Picklers begin a new frame every 64 KiB, also in the middle of a group.
-            end = _frame(walk, end + 1)
+            # Picklers write it every 64 KiB, also in the middle of a group.
+            end = _framing(walk, end + 1)
         elif width is None and opcode != _LONG1:
             return end, count
         elif width is not None:
@@ -462,7 +464,7 @@ def _set_items(walk: _Walk, position: int) -> int:
     items = walk.pop_mark()
     is_run = len(items) == 1 and type(items[0]) is _Node and items[0].kind is _RUN
     if len(items) % 2 and not is_run:
-        raise NotAllowed("The frame has a key without a value.")
+        raise NotAllowed("The pickle has a key without a value.")
     node = walk.growing(PAIRS)
     if node.kind is _DICT:
         node.items.extend(items[::2])
@@ -511,14 +513,14 @@ def _put(width: int) -> _Step:
     """Return the step that remembers a value under a number.
 
     Picklers count from nought. Any other number is refused: pickle makes a table as
-    long as the largest number, four gigabytes for a frame of nine bytes.
+    long as the largest number, four gigabytes for a pickle of nine bytes.
     """
 
     def step(walk: _Walk, position: int) -> int:
         end = position + width
         number = int.from_bytes(walk.data[position:end], "little")
         if number != len(walk.memo):
-            raise NotAllowed(f"The frame remembers a value under number {number}.")
+            raise NotAllowed(f"The pickle remembers a value under number {number}.")
         walk.memo.append(walk.stack[-1])
         return end
 
@@ -559,7 +561,9 @@ def _global(walk: _Walk, position: int) -> int:
     for _ in range(2):
         end = walk.data.find(b"\n", position, position + _LINE_BYTES_MAX)
         if end < 0:
-            raise NotAllowed("The frame has a name without an end, or a very long one.")
+            raise NotAllowed(
+                "The pickle has a name without an end, or a very long one."
+            )
         words.append(str(walk.data[position:end], "utf-8"))
         position = end + 1
     _push_name(walk, look_up(*words))
@@ -584,14 +588,16 @@ def _call(walk: _Walk, position: int) -> int:
     arguments = walk.arguments()
     entry = walk.name()
     if not entry.call:
-        raise NotAllowed(f"The frame calls {entry.shown()}, which is no function.")
+        raise NotAllowed(f"The pickle calls {entry.shown()}, which is no function.")
     if entry.bare and arguments.items:
-        raise NotAllowed(f"The frame calls {entry.shown()} with arguments.")
+        raise NotAllowed(f"The pickle calls {entry.shown()} with arguments.")
     if arguments.special:
         roles = map(_role, arguments.items)
         for role, taken in itertools.zip_longest(roles, entry.takes, fillvalue=""):
             if role not in ("", taken):
-                raise NotAllowed(f"The frame gives {entry.shown()} a name as argument.")
+                raise NotAllowed(
+                    f"The pickle gives {entry.shown()} a name as argument."
+                )
         if entry is GETATTR and arguments.items[0].entry is ZONE:
             _push_name(walk, UNPICKLE_ZONE)
             return position
@@ -616,7 +622,7 @@ def _new_with_names(walk: _Walk, position: int) -> int:
     """Make a bare instance of a class with a tuple and a dict of arguments."""
     keywords = walk.stack.pop()
     if type(keywords) is not _Node or keywords.kind is not _DICT:
-        raise NotAllowed("The frame makes an instance with names that are no dict.")
+        raise NotAllowed("The pickle makes an instance with names that are no dict.")
     arguments = walk.arguments()
     return _new_from(walk, position, [*arguments.items, keywords])
 
@@ -625,19 +631,19 @@ def _new_from(walk: _Walk, position: int, parts: list[Any]) -> int:
     """Put a bare instance on the stack."""
     entry = walk.name()
     if not entry.new:
-        raise NotAllowed(f"The frame makes a bare instance of {entry.shown()}.")
+        raise NotAllowed(f"The pickle makes a bare instance of {entry.shown()}.")
     if any(_role(part) for part in parts):
-        raise NotAllowed(f"The frame gives {entry.shown()} a name as argument.")
+        raise NotAllowed(f"The pickle gives {entry.shown()} a name as argument.")
     walk.made(entry, parts)
     return position
 
 
 def _build(walk: _Walk, position: int) -> int:
-    """Give a state to an instance that was made in this frame just before."""
+    """Give a state to an instance that was made in this pickle just before."""
     state = walk.stack.pop()
     node = walk.stack[-1]
     if type(node) is not _Node or not node.open or node.state is NEVER:
-        raise NotAllowed("The frame gives a state to a value that takes none.")
+        raise NotAllowed("The pickle gives a state to a value that takes none.")
     entry = node.entry
     assert entry is not None
     if not entry.own_state:
@@ -654,18 +660,18 @@ def _check_state(walk: _Walk, state: Any) -> None:
         dicts = [part for part in state.items if part != _PLAIN]
     for part in dicts:
         if type(part) is not _Node or part.kind is not _DICT:
-            raise NotAllowed("The frame gives a state that is no dict of attributes.")
+            raise NotAllowed("The pickle gives a state that is no dict of attributes.")
         for key in part.items:
             name = walk.text(key)
             # __class__, __dict__ or __setstate__ would turn the instance into another.
             if name.startswith("__") and name.endswith("__") and name != "__notes__":
-                raise NotAllowed(f"The frame sets the attribute {name!r:.100}.")
+                raise NotAllowed(f"The pickle sets the attribute {name!r:.100}.")
 
 
 def _stop(walk: _Walk, position: int) -> int:
     """End the walk: one complete value, and nothing behind it."""
     if walk.marks or len(walk.stack) != 1 or position != len(walk.data):
-        raise NotAllowed("The frame does not end with exactly one value.")
+        raise NotAllowed("The pickle does not end with exactly one value.")
     value = walk.stack[0]
     if type(value) is _Node and (value.special or value.state is MUST):
         raise _misplaced(value)
@@ -683,7 +689,7 @@ def _empty_tuple(walk: _Walk, position: int) -> int:
 
 
 _KNOWN_STEPS: dict[bytes, _Step] = {
-    b"\x95": _frame,  # FRAME
+    b"\x95": _framing,  # FRAME
     b".": _stop,  # STOP
     b"N": _scalar(0),  # NONE
     b"\x88": _scalar(0),  # NEWTRUE

@@ -1,9 +1,9 @@
-"""Frames, addresses and the handshake: bytes between client and server, no sockets.
+"""Frames: what is said on the wire between client and server, as bytes, no sockets.
 
 The wire is that of ``multiprocessing.connection``: a length (4 bytes, signed, network
 order; -1 and then 8 bytes for a frame above 2 GiB) and the payload. After the stock
-handshake a stock client sends pickles; ours sends frames that begin with ``MARK``, a
-byte that no pickle begins with.
+handshake (see ``handshake``) a stock client sends pickles; ours sends frames that begin
+with ``MARK``, a byte that no pickle begins with.
 
     own frame   offset  size  meaning
     every one   0       1     MARK
@@ -28,47 +28,23 @@ byte that no pickle begins with.
     DONE        2       8     number of the call; then the encoded value
     FAILED      2       8     number of the call; then the encoded failure
     GOODBYE                   nothing: every reply of this lane has been read
-
-Handshake, as in Lib/multiprocessing/connection.py of CPython 3.10 to 3.13: a challenge
-of 40 bytes with the prefix ``{sha256}``. Versions 3.10 and 3.11 answer it with a bare
-HMAC-MD5, later ones and ours with ``{sha256}`` and the HMAC. A peer without the key can
-pass that by handing our challenge to somebody else who has it; so the first own frame
-of each side proves the key over the side's role and the nonces of both, and no call is
-sent before the server's proof was checked.
 """
 
 from __future__ import annotations
 
 import functools
-import hmac
 import mmap
-import os
-import re
 import struct
-import sys
-import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .errors import ConfigError, Denied, NotAllowed, TooLarge
+from .errors import NotAllowed, TooLarge
 from .messages import Call, Lane, Payload
 
 MARK = 0xF5
 HELLO, WELCOME, CALL, DONE, FAILED, GOODBYE = range(1, 7)
 PROTOCOL_VERSION = 1
 
-CHALLENGE = b"#CHALLENGE#"
-ACCEPTED = b"#WELCOME#"
-REJECTED = b"#FAILURE#"
-#: Sent in place of the challenge when the server takes no more connections.
-FULL = b"#OVERLOADED#"
-
-#: No frame of a handshake is larger (the stock side reads at most 256 bytes).
-HANDSHAKE_BYTES_MAX = 256
-
-_NONCE_BYTES = 40
-_PREFIX = b"{sha256}"
 _LENGTH = struct.Struct("!i")
 _LONG_LENGTH = struct.Struct("!Q")
 _HELLO = struct.Struct("!BBH16s16s32s32s")
@@ -422,224 +398,3 @@ def _unpacked(layout: struct.Struct, payload: Payload) -> tuple[Any, ...]:
         return layout.unpack(payload)
     except struct.error as error:
         raise NotAllowed(f"An own frame has the wrong size: {error}.") from None
-
-
-# Handshake ---------------------------------------------------------------------------
-
-
-def _answer(key: bytes, message: bytes) -> bytes:
-    return _PREFIX + hmac.new(key, message, "sha256").digest()
-
-
-def proof(key: bytes, role: bytes, nonces: tuple[bytes, bytes]) -> bytes:
-    """Return the proof that ``role`` knows ``key``, over the nonces of both sides."""
-    server_nonce, client_nonce = nonces
-    message = b"state-server/1/" + role + b"/" + server_nonce + client_nonce
-    return hmac.new(key, message, "sha256").digest()
-
-
-def proof_holds(
-    key: bytes, role: bytes, nonces: tuple[bytes, bytes], given: bytes
-) -> bool:
-    """Tell, in constant time, whether ``given`` is the proof of ``role``."""
-    return hmac.compare_digest(proof(key, role, nonces), given)
-
-
-class ServerHandshake:
-    """The server's side of the stock handshake, fed frame by frame.
-
-    ``bare`` is true when the client answered with HMAC-MD5; our own frames are refused
-    after that.
-    """
-
-    __slots__ = ("_allow_md5", "_key", "_step", "bare", "nonces")
-
-    def __init__(self, key: bytes, allow_md5: bool) -> None:
-        self._key = key
-        self._allow_md5 = allow_md5
-        self._step = self._check_answer
-        self.bare = False
-        self.nonces = (_PREFIX + os.urandom(_NONCE_BYTES), b"")
-
-    def first(self) -> bytes:
-        """Return the payload to send when the connection opens."""
-        return CHALLENGE + self.nonces[0]
-
-    def receive(self, payload: Payload) -> tuple[bytes, bool]:
-        """Return the payload to send in answer, and whether the handshake is done.
-
-        Raises ``Denied`` when the client does not know the key; ``REJECTED`` is to be
-        sent then.
-        """
-        return self._step(bytes(payload))
-
-    def _check_answer(self, payload: bytes) -> tuple[bytes, bool]:
-        challenge = self.nonces[0]
-        if len(payload) == 16:
-            self.bare = True
-            right = self._allow_md5 and hmac.compare_digest(
-                hmac.new(self._key, challenge, "md5").digest(), payload
-            )
-        else:
-            right = hmac.compare_digest(_answer(self._key, challenge), payload)
-        if not right:
-            reason = (
-                "" if self._allow_md5 or not self.bare else " (MD5 is switched off)"
-            )
-            raise Denied(f"The client does not know the key{reason}.")
-        self._step = self._answer_challenge
-        return ACCEPTED, False
-
-    def _answer_challenge(self, payload: bytes) -> tuple[bytes, bool]:
-        nonce = payload[len(CHALLENGE) :]
-        if not payload.startswith(CHALLENGE) or len(nonce) < 20:
-            raise Denied("The client sent no challenge.")
-        self.nonces = (self.nonces[0], nonce)
-        self._step = self._confirm
-        if len(nonce) == 20:
-            # Only a client of 3.10 or 3.11 sends a challenge without a digest name.
-            if not (self._allow_md5 and self.bare):
-                raise Denied("The client asks for an MD5 answer, which is not allowed.")
-            return hmac.new(self._key, nonce, "md5").digest(), False
-        if not nonce.startswith(_PREFIX):
-            raise Denied("The client asks for a digest other than sha256.")
-        return _answer(self._key, nonce), False
-
-    def _confirm(self, payload: bytes) -> tuple[bytes, bool]:
-        if payload != ACCEPTED:
-            raise Denied("The client did not accept the server's answer.")
-        return b"", True
-
-
-class ClientHandshake:
-    """Our client's side of the stock handshake, fed frame by frame."""
-
-    __slots__ = ("_key", "_step", "nonces")
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._step = self._answer_challenge
-        self.nonces = (b"", _PREFIX + os.urandom(_NONCE_BYTES))
-
-    def receive(self, payload: Payload) -> tuple[list[bytes], bool]:
-        """Return the payloads to send in answer, and whether the handshake is done.
-
-        Raises ``Denied`` when a side does not know the key.
-        """
-        return self._step(bytes(payload))
-
-    def _answer_challenge(self, payload: bytes) -> tuple[list[bytes], bool]:
-        nonce = payload[len(CHALLENGE) :]
-        if not payload.startswith(CHALLENGE):
-            raise Denied("The server sent no challenge; is it a State Server?")
-        if not nonce.startswith(_PREFIX) or len(nonce) < len(_PREFIX) + 20:
-            raise Denied("The server asks for an answer weaker than HMAC-SHA256.")
-        self.nonces = (nonce, self.nonces[1])
-        self._step = self._send_challenge
-        return [_answer(self._key, nonce)], False
-
-    def _send_challenge(self, payload: bytes) -> tuple[list[bytes], bool]:
-        if payload != ACCEPTED:
-            raise Denied(
-                "The server rejected the key: client and server use different ones."
-            )
-        self._step = self._check_answer
-        return [CHALLENGE + self.nonces[1]], False
-
-    def _check_answer(self, payload: bytes) -> tuple[list[bytes], bool]:
-        right = _answer(self._key, self.nonces[1])
-        if not hmac.compare_digest(right, payload):
-            raise Denied("The server does not know the key.")
-        return [ACCEPTED], True
-
-
-# Addresses ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a manager listens: a Unix path, or a host and port (IPv4 or IPv6)."""
-
-    path: str | None = None
-    host: str = ""
-    port: int = 0
-
-    def __str__(self) -> str:
-        """Return the URL of the address."""
-        if self.path is not None:
-            return f"unix://{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}"
-
-    @property
-    def stock(self) -> str | tuple[str, int]:
-        """Return the address as the standard library spells it."""
-        return (self.host, self.port) if self.path is None else self.path
-
-    @property
-    def is_wildcard(self) -> bool:
-        """Tell whether the address accepts connections on every interface."""
-        return self.path is None and _WILDCARD.fullmatch(self.host) is not None
-
-
-#: Every spelling of all zeros that a system takes: ``0``, ``0x0``, ``::0``, and the
-#: IPv4 wildcard inside IPv6. No name of a machine looks like that.
-_WILDCARD = re.compile(r"\*|(?:::ffff:)?[0x.:]*", re.IGNORECASE)
-
-
-#: Longest path of a Unix socket: 108 bytes with the closing zero on Linux, 104 on BSD
-#: and macOS (unix(7), unix(4)).
-_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
-
-
-def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
-    """Return the address that ``given`` spells: a URL, a path or a ``(host, port)``.
-
-    Raises ``ConfigError`` naming the address and what is wrong with it.
-    """
-    if isinstance(given, tuple):
-        return _pair(given)
-    text = os.fspath(given)
-    if "://" not in text:
-        if re.fullmatch(r"(\[[^\]]+\]|[\w.-]+):\d{1,5}", text):
-            raise ConfigError(
-                f"The address {text!r} looks like a host and a port: write "
-                f"tcp://{text}. (A socket of that name is unix://{text}.)"
-            )
-        return _unix(text)
-    scheme, rest = text.split("://", 1)
-    if scheme == "unix":
-        return _unix(urllib.parse.unquote(rest))
-    if scheme != "tcp":
-        raise ConfigError(
-            f"The address {text!r} has the scheme {scheme!r}; use unix:///path or "
-            "tcp://host:port."
-        )
-    match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:/\[\]]*)):(\d{1,5})/?", rest)
-    if match is None or int(match[3]) > 65535:
-        raise ConfigError(f"The address {text!r} is not of the form tcp://host:port.")
-    return Address(host=match[1] or match[2] or "", port=int(match[3]))
-
-
-def _pair(pair: tuple[Any, ...]) -> Address:
-    match pair:
-        case (str(host), int(port)) if 0 <= port <= 65535:
-            return Address(host=host, port=port)
-    raise ConfigError(
-        f"The address {pair!r} is not a (host, port) with a port from 0 to 65535."
-    )
-
-
-def _unix(path: str) -> Address:
-    if not path:
-        raise ConfigError(
-            "A unix:// address needs a path, as in unix:///run/state.sock."
-        )
-    size = len(os.fsencode(path))
-    if size > _PATH_BYTES_MAX:
-        raise ConfigError(
-            f"The socket path {path!r} has {size} bytes; the system takes at most "
-            f"{_PATH_BYTES_MAX}. Use a shorter data folder, or --address with a short "
-            "path or tcp://127.0.0.1:0."
-        )
-    return Address(path=path)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from state_server import codec, failures, wire
+from state_server import codec, failures, handshake, wire
+from state_server.addresses import parse_address
 from state_server.link import new_lane
 from state_server.messages import Lane
 
@@ -183,7 +184,7 @@ class FileOpener:
 
 def dial(address: str, timeout_s: float = 20.0) -> socket.socket:
     """Return a socket that is connected to a manager's address."""
-    where = wire.parse_address(address)
+    where = parse_address(address)
     family = socket.AF_INET if where.path is None else socket.AF_UNIX
     peer = socket.socket(family, socket.SOCK_STREAM)
     peer.settimeout(timeout_s)
@@ -264,19 +265,19 @@ class OwnPeer(FrameSocket):
 
     def shake_hands(self) -> OwnPeer:
         """Go through the stock handshake."""
-        handshake, done = wire.ClientHandshake(self._key), False
+        client, done = handshake.ClientHandshake(self._key), False
         while not done:
             payload = self.receive()
             assert payload is not None, "closed in the middle of the handshake"
-            answers, done = handshake.receive(payload)
+            answers, done = client.receive(payload)
             for answer in answers:
                 self.send(answer)
-        self.nonces = handshake.nonces
+        self.nonces = client.nonces
         return self
 
     def hello(self, lane: Lane) -> bytes:
         """Return the payload of a right HELLO."""
-        right = wire.proof(self._key, b"client", self.nonces)
+        right = handshake.proof(self._key, b"client", self.nonces)
         return wire.pack_hello(wire.Hello(1, lane, right, bytes(32)))
 
     def greet(self, lane: Lane | None = None) -> OwnPeer:
@@ -403,18 +404,18 @@ class RogueServer:
 
 def serve_handshake(frames: FrameSocket, key: bytes) -> wire.Hello:
     """Be a server that knows the key, until the client's HELLO has been answered."""
-    handshake, done = wire.ServerHandshake(key, False), False
-    frames.send(handshake.first())
+    server, done = handshake.ServerHandshake(key, False), False
+    frames.send(server.first())
     while not done:
         payload = frames.receive()
         assert payload is not None
-        answer, done = handshake.receive(payload)
+        answer, done = server.receive(payload)
         if answer:
             frames.send(answer)
     payload = frames.receive()
     assert payload is not None
     hello = wire.unpack_hello(payload)
-    proof = wire.proof(key, b"server", handshake.nonces)
+    proof = handshake.proof(key, b"server", server.nonces)
     frames.send(wire.pack_welcome(wire.Welcome(b"b" * 16, 1, proof, False, 2**20)))
     return hello
 

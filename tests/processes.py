@@ -88,7 +88,7 @@ class ManagerProcess:
     @property
     def stock_address(self) -> Any:
         """Return its address as the standard library spells it."""
-        from state_server.wire import parse_address
+        from state_server.addresses import parse_address
 
         return parse_address(self.address).stock
 

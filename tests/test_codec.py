@@ -30,7 +30,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import codec, own_classes, small_frames
+from state_server import codec, own_classes, small_pickles
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 from state_server.messages import Reference
 from state_server.walk import checked_walk
@@ -322,7 +322,7 @@ small = st.recursive(
 @settings(max_examples=500, deadline=None)
 @given(small)
 def test_the_quick_path_agrees_with_the_walk(value: Any) -> None:
-    """Every frame that is known whole also passes the walk, and without names."""
+    """Every pickle that is known whole also passes the walk, and without names."""
     data = pickle.dumps(value, 4)
     assert not checked_walk(data, codec.DEFAULT_LIMITS).names_used
     assert data == codec.encode(value)
@@ -345,8 +345,8 @@ def test_text_of_every_small_length_is_read(size: int) -> None:
 )
 def test_the_usual_small_calls_take_the_quick_path(value: Any) -> None:
     """The bodies of the commonest calls and replies need no walk."""
-    assert small_frames.is_tiny(codec.encode(value), codec.DEFAULT_LIMITS)
-    assert small_frames.is_small(value) or type(value) is tuple
+    assert small_pickles.is_tiny(codec.encode(value), codec.DEFAULT_LIMITS)
+    assert small_pickles.is_small(value) or type(value) is tuple
 
 
 def test_runs_of_numbers_are_counted_exactly() -> None:
@@ -618,8 +618,8 @@ def test_deep_nesting_is_too_large_and_no_recursion_error(
             value = value[1] if isinstance(value, dict) else value[0]
 
 
-def test_tight_limits_hold_for_small_frames_too() -> None:
-    """The quick path for small frames is off where a limit is below its size."""
+def test_tight_limits_hold_for_small_pickles_too() -> None:
+    """The quick path for small pickles is off where a limit is below its size."""
     limits = codec.DEFAULT_LIMITS._replace(nodes_max=3)
     with pytest.raises(TooLarge, match="nodes_max"):
         codec.encode((1, 2, 3), limits)

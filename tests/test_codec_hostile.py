@@ -34,7 +34,7 @@ def call(module: str, qualname: str, *arguments: bytes) -> bytes:
     return name(module, qualname) + b"(" + b"".join(arguments) + b"tR"
 
 
-def frame(body: bytes) -> bytes:
+def whole(body: bytes) -> bytes:
     """Put the first and the last opcode around."""
     return b"\x80\x04" + body + b"."
 
@@ -66,36 +66,36 @@ CLS_DICT = attributes(__class__=name("builtins", "list"))
 
 #: What is tried, the bytes, and words of the refusal.
 HOSTILE: list[tuple[str, bytes, str]] = [
-    ("calls os.system", frame(call("os", "system", text("id"))), "os.system"),
-    ("calls posix.system", frame(call("posix", "system", text("id"))), "posix"),
-    ("calls eval", frame(call("builtins", "eval", text("1"))), "builtins.eval"),
-    ("calls exec", frame(call("builtins", "exec", text("1"))), "builtins.exec"),
-    ("calls __import__", frame(call("builtins", "__import__", text("os"))), "import"),
-    ("calls open", frame(call("builtins", "open", text("/etc/passwd"))), "open"),
+    ("calls os.system", whole(call("os", "system", text("id"))), "os.system"),
+    ("calls posix.system", whole(call("posix", "system", text("id"))), "posix"),
+    ("calls eval", whole(call("builtins", "eval", text("1"))), "builtins.eval"),
+    ("calls exec", whole(call("builtins", "exec", text("1"))), "builtins.exec"),
+    ("calls __import__", whole(call("builtins", "__import__", text("os"))), "import"),
+    ("calls open", whole(call("builtins", "open", text("/etc/passwd"))), "open"),
     (
         "takes attributes of a module",
-        frame(call("builtins", "getattr", name("datetime", "sys"), text("modules"))),
+        whole(call("builtins", "getattr", name("datetime", "sys"), text("modules"))),
         "datetime.sys",
     ),
     (
         "takes another attribute of the time zone class",
-        frame(call("builtins", "getattr", name("zoneinfo", "ZoneInfo"), text("x"))),
+        whole(call("builtins", "getattr", name("zoneinfo", "ZoneInfo"), text("x"))),
         "used as a value",
     ),
     (
         "takes an attribute of a class in the table",
-        frame(call("builtins", "getattr", name("uuid", "UUID"), text("__new__"))),
+        whole(call("builtins", "getattr", name("uuid", "UUID"), text("__new__"))),
         "a name as argument",
     ),
     (
         "takes an attribute of a value",
-        frame(call("builtins", "getattr", text("x"), text("format"))),
+        whole(call("builtins", "getattr", text("x"), text("format"))),
         "attribute 'format'",
     ),
-    ("takes attributes of getattr", frame(call("builtins", "getattr")), "not enough"),
-    ("dots into os", frame(name("datetime", "sys.modules")), "datetime.sys"),
-    ("dots into globals", frame(name("uuid", "UUID.__init__.__globals__")), "UUID"),
-    ("dots into an allowed class", frame(name(Point.__module__, "Point.x")), "Point"),
+    ("takes attributes of getattr", whole(call("builtins", "getattr")), "not enough"),
+    ("dots into os", whole(name("datetime", "sys.modules")), "datetime.sys"),
+    ("dots into globals", whole(name("uuid", "UUID.__init__.__globals__")), "UUID"),
+    ("dots into an allowed class", whole(name(Point.__module__, "Point.x")), "Point"),
     ("names in an old form", b"\x80\x02cos\nsystem\n(tR.", "os.system"),
     ("names without an end", b"\x80\x02cos\nsystem(tR.", "without an end"),
     ("names at length", b"\x80\x02c" + b"o" * 5000 + b"\nx\n.", "very long"),
@@ -104,67 +104,67 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("dots in an old form", b"\x80\x02cdatetime\nsys.modules\n.", "datetime.sys"),
     (
         "encodes text by any codec",
-        frame(call("_codecs", "encode", text("x"), text("zip"))),
+        whole(call("_codecs", "encode", text("x"), text("zip"))),
         "another way",
     ),
     (
         "encodes a number",
-        frame(call("_codecs", "encode", b"K\x01", text("latin1"))),
+        whole(call("_codecs", "encode", b"K\x01", text("latin1"))),
         "wrong types",
     ),
     (
         "encodes text that has no bytes",
-        frame(call("_codecs", "encode", text("\u20ac"), text("latin1"))),
+        whole(call("_codecs", "encode", text("\u20ac"), text("latin1"))),
         "UnicodeEncodeError",
     ),
     (
         "makes bytes of a length",
-        frame(call("__builtin__", "bytes", b"K\x05")),
+        whole(call("__builtin__", "bytes", b"K\x05")),
         "with arguments",
     ),
-    ("joins flags that are none", frame(call("_operator", "or_", b"}", b"}")), "flags"),
-    ("attrgetter", frame(call("operator", "attrgetter", text("x"))), "attrgetter"),
-    ("partial", frame(call("functools", "partial", name("os", "x"))), "partial"),
+    ("joins flags that are none", whole(call("_operator", "or_", b"}", b"}")), "flags"),
+    ("attrgetter", whole(call("operator", "attrgetter", text("x"))), "attrgetter"),
+    ("partial", whole(call("functools", "partial", name("os", "x"))), "partial"),
     (
         "reconstructs any class",
-        frame(call("copyreg", "_reconstructor", name("os", "x"))),
+        whole(call("copyreg", "_reconstructor", name("os", "x"))),
         "_reconstructor",
     ),
-    ("loads a nested pickle", frame(call("pickle", "loads", b"C\x00")), "loads"),
-    ("makes a numpy dtype", frame(call("numpy", "dtype", text("O8"))), "state"),
+    ("loads a nested pickle", whole(call("pickle", "loads", b"C\x00")), "loads"),
+    ("makes a numpy dtype", whole(call("numpy", "dtype", text("O8"))), "state"),
     (
         "forges a numpy array",
-        frame(call("numpy.core.numeric", "_frombuffer", b"C\x00")),
+        whole(call("numpy.core.numeric", "_frombuffer", b"C\x00")),
         "not enough values",
     ),
-    ("calls a class as a function", frame(call("uuid", "UUID", text("x"))), "function"),
-    ("calls an allowed plain class", frame(POINT + b"K\x01\x85R"), "no function"),
-    ("calls a class that is a factory", frame(call("builtins", "str", b"N")), "str"),
-    ("calls list with arguments", frame(call("builtins", "list", b"C\x01x")), "argum"),
+    ("calls a class as a function", whole(call("uuid", "UUID", text("x"))), "function"),
+    ("calls an allowed plain class", whole(POINT + b"K\x01\x85R"), "no function"),
+    ("calls a class that is a factory", whole(call("builtins", "str", b"N")), "str"),
+    ("calls list with arguments", whole(call("builtins", "list", b"C\x01x")), "argum"),
     (
         "makes a set of the letters of a text",
-        frame(name(Bag.__module__, "Bag") + text("letters") + b"\x85R"),
+        whole(name(Bag.__module__, "Bag") + text("letters") + b"\x85R"),
         "not made of a container",
     ),
-    ("opens 10,000 marks", frame(b"(" * 10_000), "depth_max"),
-    ("calls a value", frame(b"K\x01)R"), "calls a value"),
-    ("calls with a list", frame(name("decimal", "Decimal") + b"]R"), "tuple"),
-    ("makes a bare function", frame(name("decimal", "Decimal") + b")\x81"), "bare"),
-    ("makes a bare error", frame(name("builtins", "ValueError") + b")\x81"), "bare"),
-    ("makes a bare Popen", frame(name("subprocess", "Popen") + b")\x81"), "Popen"),
-    ("makes an unknown bare class", frame(name("x", "Y") + b")}\x92"), "x.Y"),
-    ("uses a class as a value", frame(name("uuid", "UUID")), "used as a value"),
-    ("keeps a class in a list", frame(b"]" + POINT + b"a"), "Point is used as a value"),
-    ("hides a class in a tuple", frame(POINT + b"\x85"), "used as a value"),
-    ("hides a class in two tuples", frame(POINT + b"\x85\x85"), "used as a value"),
+    ("opens 10,000 marks", whole(b"(" * 10_000), "depth_max"),
+    ("calls a value", whole(b"K\x01)R"), "calls a value"),
+    ("calls with a list", whole(name("decimal", "Decimal") + b"]R"), "tuple"),
+    ("makes a bare function", whole(name("decimal", "Decimal") + b")\x81"), "bare"),
+    ("makes a bare error", whole(name("builtins", "ValueError") + b")\x81"), "bare"),
+    ("makes a bare Popen", whole(name("subprocess", "Popen") + b")\x81"), "Popen"),
+    ("makes an unknown bare class", whole(name("x", "Y") + b")}\x92"), "x.Y"),
+    ("uses a class as a value", whole(name("uuid", "UUID")), "used as a value"),
+    ("keeps a class in a list", whole(b"]" + POINT + b"a"), "Point is used as a value"),
+    ("hides a class in a tuple", whole(POINT + b"\x85"), "used as a value"),
+    ("hides a class in two tuples", whole(POINT + b"\x85\x85"), "used as a value"),
     (
         "makes any factory of a defaultdict",
-        frame(call("collections", "defaultdict", name("uuid", "UUID"))),
+        whole(call("collections", "defaultdict", name("uuid", "UUID"))),
         "a name as argument",
     ),
     (
         "makes a factory of a handle",
-        frame(
+        whole(
             call(
                 "collections",
                 "defaultdict",
@@ -173,74 +173,74 @@ HOSTILE: list[tuple[str, bytes, str]] = [
         ),
         "first argument",
     ),
-    ("gives a class a state", frame(POINT + attributes(x=b"N") + b"b"), "takes none"),
-    ("gives a function a state", frame(name("decimal", "Decimal") + b"}b"), "takes n"),
-    ("gives a list a state", frame(b"]}b"), "takes none"),
-    ("gives a number a state", frame(b"K\x01}b"), "takes none"),
+    ("gives a class a state", whole(POINT + attributes(x=b"N") + b"b"), "takes none"),
+    ("gives a function a state", whole(name("decimal", "Decimal") + b"}b"), "takes n"),
+    ("gives a list a state", whole(b"]}b"), "takes none"),
+    ("gives a number a state", whole(b"K\x01}b"), "takes none"),
     (
         "gives a state twice",
-        frame(POINT + b")\x81" + attributes(x=b"N") + b"b}b"),
+        whole(POINT + b")\x81" + attributes(x=b"N") + b"b}b"),
         "takes none",
     ),
     (
         "gives a state through the memo",
-        frame(POINT + b")\x81\x94]h\x00}ba\x86"),
+        whole(POINT + b")\x81\x94]h\x00}ba\x86"),
         "takes none",
     ),
-    ("sets the class", frame(POINT + b")\x81" + CLS_DICT + b"b"), "__class__|as a val"),
+    ("sets the class", whole(POINT + b")\x81" + CLS_DICT + b"b"), "__class__|as a val"),
     (
         "sets __setstate__",
-        frame(POINT + b")\x81" + attributes(__setstate__=b"N") + b"b"),
+        whole(POINT + b")\x81" + attributes(__setstate__=b"N") + b"b"),
         "__setstate__",
     ),
     (
         "sets __dict__ through the slots",
-        frame(POINT + b")\x81N" + attributes(__dict__=b"}") + b"\x86b"),
+        whole(POINT + b")\x81N" + attributes(__dict__=b"}") + b"\x86b"),
         "__dict__",
     ),
     (
         "sets __class__ of an error",
-        frame(call("builtins", "ValueError") + attributes(__class__=b"N") + b"b"),
+        whole(call("builtins", "ValueError") + attributes(__class__=b"N") + b"b"),
         "__class__",
     ),
-    ("gives attributes without names", frame(POINT + b")\x81}K\x01Nsb"), "a name must"),
-    ("gives numbers as attributes", frame(POINT + b")\x81}(K\x01K\x02ub"), "a name"),
-    ("gives a text as state", frame(POINT + b")\x81" + text("x") + b"b"), "no dict"),
+    ("gives attributes without names", whole(POINT + b")\x81}K\x01Nsb"), "a name must"),
+    ("gives numbers as attributes", whole(POINT + b")\x81}(K\x01K\x02ub"), "a name"),
+    ("gives a text as state", whole(POINT + b")\x81" + text("x") + b"b"), "no dict"),
     ("remembers number 0x7fffffff", b"\x80\x02Nr\xff\xff\xff\x7f.", "under number"),
-    ("remembers out of order", frame(b"Nq\x05"), "under number 5"),
-    ("remembers a value twice", frame(b"Nq\x00q\x00"), "under number 0"),
-    ("recalls what was not remembered", frame(b"h\x00"), "truncated"),
-    ("recalls a far number", frame(b"j\xff\xff\xff\x7f"), "truncated"),
-    ("announces text", frame(b"\x8d" + HUGE), "not there"),
-    ("announces text with a negative size", frame(b"\x8d" + b"\xff" * 8), "not there"),
-    ("announces bytes", frame(b"\x8e" + HUGE), "not there"),
-    ("announces a bytearray", frame(b"\x96" + HUGE), "not there"),
-    ("announces four gigabytes", frame(b"X\xff\xff\xff\xff"), "not there"),
-    ("announces a frame", b"\x80\x04\x95" + HUGE + b"N.", "not there|truncated"),
-    ("announces a frame in a run", frame(b"(K\x01\x95" + HUGE + b"K\x01t"), "not the"),
-    ("announces a long int", frame(b"\x8b\xff\xff\xff\x7f"), "not there"),
-    ("announces a negative int", frame(b"\x8b\xff\xff\xff\xff"), "not there"),
+    ("remembers out of order", whole(b"Nq\x05"), "under number 5"),
+    ("remembers a value twice", whole(b"Nq\x00q\x00"), "under number 0"),
+    ("recalls what was not remembered", whole(b"h\x00"), "truncated"),
+    ("recalls a far number", whole(b"j\xff\xff\xff\x7f"), "truncated"),
+    ("announces text", whole(b"\x8d" + HUGE), "not there"),
+    ("announces text with a negative size", whole(b"\x8d" + b"\xff" * 8), "not there"),
+    ("announces bytes", whole(b"\x8e" + HUGE), "not there"),
+    ("announces a bytearray", whole(b"\x96" + HUGE), "not there"),
+    ("announces four gigabytes", whole(b"X\xff\xff\xff\xff"), "not there"),
+    ("announces FRAME", b"\x80\x04\x95" + HUGE + b"N.", "not there|truncated"),
+    ("announces FRAME in a run", whole(b"(K\x01\x95" + HUGE + b"K\x01t"), "not the"),
+    ("announces a long int", whole(b"\x8b\xff\xff\xff\x7f"), "not there"),
+    ("announces a negative int", whole(b"\x8b\xff\xff\xff\xff"), "not there"),
     ("has an int of 5,000 digits", pickle.dumps(10**5000, 4), "digits_max"),
-    ("has an int of a million", frame(b"\x8b\x40\x42\x0f\0" + b"x" * 1_000_000), "dig"),
-    ("nests 10,000 tuples as a key", frame(NESTED_KEY), "depth_max"),
-    ("nests 10,000 lists", frame(b"]" * 10_000 + b"a" * 9_999), "depth_max"),
-    ("nests 10,000 marks", frame(b"(" * 10_000 + b"t" * 10_000), "depth_max"),
-    ("doubles a tuple", frame(b")\x94" + SIBLINGS[2:]), "max"),
-    ("doubles a list in a tuple", frame(SIBLINGS), "max"),
-    ("doubles lists", frame(b"(" + LIST_DOUBLING + b"t"), "max"),
+    ("has an int of a million", whole(b"\x8b\x40\x42\x0f\0" + b"x" * 1_000_000), "dig"),
+    ("nests 10,000 tuples as a key", whole(NESTED_KEY), "depth_max"),
+    ("nests 10,000 lists", whole(b"]" * 10_000 + b"a" * 9_999), "depth_max"),
+    ("nests 10,000 marks", whole(b"(" * 10_000 + b"t" * 10_000), "depth_max"),
+    ("doubles a tuple", whole(b")\x94" + SIBLINGS[2:]), "max"),
+    ("doubles a list in a tuple", whole(SIBLINGS), "max"),
+    ("doubles lists", whole(b"(" + LIST_DOUBLING + b"t"), "max"),
     (
         "doubles a tuple as a key",
-        frame(b"})\x94" + SIBLINGS[2:] + b"Ns"),
+        whole(b"})\x94" + SIBLINGS[2:] + b"Ns"),
         "max",
     ),
     (
         "doubles a tuple as a member",
-        frame(b"\x8f()\x94" + SIBLINGS[2:] + b"\x90"),
+        whole(b"\x8f()\x94" + SIBLINGS[2:] + b"\x90"),
         "max",
     ),
     (
         "doubles an error through its args",
-        frame(
+        whole(
             name("builtins", "ValueError")
             + b"\x94)\x94"
             + b"".join(b"h%c\x86\x94" % (i + 1) for i in range(60))
@@ -250,30 +250,30 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ),
     (
         "repeats a large text",
-        frame(b"(X\x00\x00\x10\x00" + b"x" * 2**20 + b"\x94" + b"h\x00" * 300 + b"t"),
+        whole(b"(X\x00\x00\x10\x00" + b"x" * 2**20 + b"\x94" + b"h\x00" * 300 + b"t"),
         "expanded_bytes_max",
     ),
-    ("grows a finished list", frame(b"(]\x94K\x01ah\x00K\x02at"), "complete"),
-    ("grows a list in a list", frame(b"]]\x94ah\x00K\x01a\x86"), "complete"),
-    ("grows a finished dict", frame(b"(}\x94h\x00NNst"), "complete"),
-    ("grows a finished set", frame(b"(\x8f\x94h\x00(N\x90t"), "complete"),
-    ("appends to a tuple", frame(b")K\x01a"), "does not take"),
-    ("appends to a dict", frame(b"}K\x01a"), "does not take"),
-    ("sets items of a list", frame(b"]K\x01K\x02s"), "does not take"),
-    ("appends to a text", frame(text("x") + b"(K\x01e"), "does not take"),
-    ("appends to a fraction", frame(call("fractions", "Fraction") + b"Na"), "does not"),
-    ("has a key without a value", frame(b"}(K\x01K\x02K\x03u"), "without a value"),
-    ("has a text key alone", frame(b"}(" + text("x") + b"u"), "without a value"),
-    ("makes a tuple without a mark", frame(b"K\x01t"), "truncated"),
-    ("appends without a mark", frame(b"]K\x01e"), "truncated"),
-    ("takes two of one", frame(b"K\x01\x86"), "stack"),
-    ("takes two across a mark", frame(b"K\x01(K\x01\x86t"), "stack"),
-    ("remembers nothing", frame(b"\x94"), "stack"),
-    ("remembers a mark", frame(b"N(\x94t"), "stack"),
-    ("leaves two values", frame(b"NN"), "exactly one"),
-    ("leaves a mark", frame(b"N("), "exactly one"),
-    ("leaves nothing", frame(b""), "exactly one"),
-    ("has something behind", frame(b"N") + b"N.", "exactly one"),
+    ("grows a finished list", whole(b"(]\x94K\x01ah\x00K\x02at"), "complete"),
+    ("grows a list in a list", whole(b"]]\x94ah\x00K\x01a\x86"), "complete"),
+    ("grows a finished dict", whole(b"(}\x94h\x00NNst"), "complete"),
+    ("grows a finished set", whole(b"(\x8f\x94h\x00(N\x90t"), "complete"),
+    ("appends to a tuple", whole(b")K\x01a"), "does not take"),
+    ("appends to a dict", whole(b"}K\x01a"), "does not take"),
+    ("sets items of a list", whole(b"]K\x01K\x02s"), "does not take"),
+    ("appends to a text", whole(text("x") + b"(K\x01e"), "does not take"),
+    ("appends to a fraction", whole(call("fractions", "Fraction") + b"Na"), "does not"),
+    ("has a key without a value", whole(b"}(K\x01K\x02K\x03u"), "without a value"),
+    ("has a text key alone", whole(b"}(" + text("x") + b"u"), "without a value"),
+    ("makes a tuple without a mark", whole(b"K\x01t"), "truncated"),
+    ("appends without a mark", whole(b"]K\x01e"), "truncated"),
+    ("takes two of one", whole(b"K\x01\x86"), "stack"),
+    ("takes two across a mark", whole(b"K\x01(K\x01\x86t"), "stack"),
+    ("remembers nothing", whole(b"\x94"), "stack"),
+    ("remembers a mark", whole(b"N(\x94t"), "stack"),
+    ("leaves two values", whole(b"NN"), "exactly one"),
+    ("leaves a mark", whole(b"N("), "exactly one"),
+    ("leaves nothing", whole(b""), "exactly one"),
+    ("has something behind", whole(b"N") + b"N.", "exactly one"),
     ("has no end", b"\x80\x04N", "truncated"),
     ("ends in a number", b"\x80\x04J\x00.", "truncated"),
     ("ends in a text", b"\x80\x04\x8c\x05a.", "truncated"),
@@ -281,41 +281,41 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("is one byte", b"\x80", "truncated"),
     ("is of protocol 0", b"I1\n.", "protocol 2 to 5"),
     ("is of protocol 9", b"\x80\x09N.", "protocol 2 to 5"),
-    ("says the protocol twice", frame(b"\x80\x04N"), "PROTO"),
-    ("uses INST", frame(b"(ios\nsystem\n"), "INST"),
-    ("uses OBJ", frame(b"(" + name("os", "system")[:-1] + b"o"), "OBJ"),
-    ("uses EXT1", frame(b"\x82\x01"), "EXT1"),
-    ("uses EXT2", frame(b"\x83\x01\x00"), "EXT2"),
-    ("uses EXT4", frame(b"\x84\x01\x00\x00\x00"), "EXT4"),
-    ("uses PERSID", frame(b"Pid\n"), "PERSID"),
-    ("uses BINPERSID", frame(b"NQ"), "BINPERSID"),
-    ("uses DUP", frame(b"N2\x86"), "DUP"),
-    ("uses POP", frame(b"NN0"), "POP"),
-    ("uses POP_MARK", frame(b"N(N1"), "POP_MARK"),
-    ("uses PUT", frame(b"Np0\n"), "PUT"),
-    ("uses GET", frame(b"Nq\x00g0\n\x86"), "GET"),
-    ("uses LONG", frame(b"L1L\n"), "LONG"),
-    ("uses STRING", frame(b"S'a'\n"), "STRING"),
-    ("uses BINSTRING", frame(b"U\x01a"), "BINSTRING"),
-    ("uses LIST", frame(b"(l"), "LIST"),
-    ("uses NEXT_BUFFER", frame(b"\x97"), "NEXT_BUFFER"),
-    ("uses an opcode that is none", frame(b"\xff"), "unknown"),
-    ("names with a number", frame(b"K\x01" + text("x") + b"\x93"), "a name must be"),
-    ("names with bytes", frame(b"C\x01x" + text("x") + b"\x93"), "a name must be"),
-    ("names with bad text", frame(b"\x8c\x01\xff" + text("x") + b"\x93"), "valid text"),
-    ("has bad text", frame(b"\x8c\x01\xff"), "UnicodeDecodeError"),
-    ("has bad long text", frame(b"X\x00\x02\x00\x00" + b"\xff" * 512), "UnicodeDecode"),
-    ("has a list as a member", frame(b"\x8f(]\x90"), "unhashable"),
-    ("has a list as a key", frame(b"}]Ns"), "unhashable"),
-    ("has itself as a key", frame(b"}\x94h\x00Ns"), "unhashable"),
+    ("says the protocol twice", whole(b"\x80\x04N"), "PROTO"),
+    ("uses INST", whole(b"(ios\nsystem\n"), "INST"),
+    ("uses OBJ", whole(b"(" + name("os", "system")[:-1] + b"o"), "OBJ"),
+    ("uses EXT1", whole(b"\x82\x01"), "EXT1"),
+    ("uses EXT2", whole(b"\x83\x01\x00"), "EXT2"),
+    ("uses EXT4", whole(b"\x84\x01\x00\x00\x00"), "EXT4"),
+    ("uses PERSID", whole(b"Pid\n"), "PERSID"),
+    ("uses BINPERSID", whole(b"NQ"), "BINPERSID"),
+    ("uses DUP", whole(b"N2\x86"), "DUP"),
+    ("uses POP", whole(b"NN0"), "POP"),
+    ("uses POP_MARK", whole(b"N(N1"), "POP_MARK"),
+    ("uses PUT", whole(b"Np0\n"), "PUT"),
+    ("uses GET", whole(b"Nq\x00g0\n\x86"), "GET"),
+    ("uses LONG", whole(b"L1L\n"), "LONG"),
+    ("uses STRING", whole(b"S'a'\n"), "STRING"),
+    ("uses BINSTRING", whole(b"U\x01a"), "BINSTRING"),
+    ("uses LIST", whole(b"(l"), "LIST"),
+    ("uses NEXT_BUFFER", whole(b"\x97"), "NEXT_BUFFER"),
+    ("uses an opcode that is none", whole(b"\xff"), "unknown"),
+    ("names with a number", whole(b"K\x01" + text("x") + b"\x93"), "a name must be"),
+    ("names with bytes", whole(b"C\x01x" + text("x") + b"\x93"), "a name must be"),
+    ("names with bad text", whole(b"\x8c\x01\xff" + text("x") + b"\x93"), "valid text"),
+    ("has bad text", whole(b"\x8c\x01\xff"), "UnicodeDecodeError"),
+    ("has bad long text", whole(b"X\x00\x02\x00\x00" + b"\xff" * 512), "UnicodeDecode"),
+    ("has a list as a member", whole(b"\x8f(]\x90"), "unhashable"),
+    ("has a list as a key", whole(b"}]Ns"), "unhashable"),
+    ("has itself as a key", whole(b"}\x94h\x00Ns"), "unhashable"),
     (
         "has a fraction without end",
-        frame(call("fractions", "Fraction", text("1e30000000"))),
+        whole(call("fractions", "Fraction", text("1e30000000"))),
         "no fraction",
     ),
     (
         "has a fraction of long text",
-        frame(
+        whole(
             name("fractions", "Fraction")
             + b"X\x88\x13\x00\x00"
             + b"9" * 5000
@@ -323,52 +323,52 @@ HOSTILE: list[tuple[str, bytes, str]] = [
         ),
         "digits_max",
     ),
-    ("divides by nought", frame(call("fractions", "Fraction", text("1/0"))), "Zero"),
+    ("divides by nought", whole(call("fractions", "Fraction", text("1/0"))), "Zero"),
     (
         "has a fraction of a float",
-        frame(call("fractions", "Fraction", b"G" + b"\0" * 8)),
+        whole(call("fractions", "Fraction", b"G" + b"\0" * 8)),
         "wrong types",
     ),
     (
         "has a decimal with a huge exponent",
-        frame(call("decimal", "Decimal", text("1E+999999"))),
+        whole(call("decimal", "Decimal", text("1E+999999"))),
         "exponent_max",
     ),
     (
         "has a decimal that is none",
-        frame(call("decimal", "Decimal", text("1_0"))),
+        whole(call("decimal", "Decimal", text("1_0"))),
         "no decimal",
     ),
     (
         "has a decimal of a tuple",
-        frame(call("decimal", "Decimal", b"K\x00)K\x00\x87")),
+        whole(call("decimal", "Decimal", b"K\x00)K\x00\x87")),
         "wrong types",
     ),
     (
         "has a decimal of long text",
-        frame(
+        whole(
             name("decimal", "Decimal") + b"X\x20\x4e\x00\x00" + b"9" * 20_000 + b"\x85R"
         ),
         "digits_max",
     ),
     (
         "has a range without end",
-        frame(call("builtins", "range", b"K\x00", b"\x8a\x08" + b"\x7f" * 8, b"K\x01")),
+        whole(call("builtins", "range", b"K\x00", b"\x8a\x08" + b"\x7f" * 8, b"K\x01")),
         "nodes_max",
     ),
     (
         "has a bytearray of a length",
-        frame(call("builtins", "bytearray", b"\x8a\x05\x00\x00\x00\x00\x02")),
+        whole(call("builtins", "bytearray", b"\x8a\x05\x00\x00\x00\x00\x02")),
         "wrong types",
     ),
     (
         "has a counter of a text",
-        frame(call("collections", "Counter", text("aab"))),
+        whole(call("collections", "Counter", text("aab"))),
         "wrong types",
     ),
     (
         "has a deque of a range",
-        frame(
+        whole(
             call(
                 "collections",
                 "deque",
@@ -379,129 +379,129 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ),
     (
         "has a 255th day",
-        frame(call("datetime", "date", b"C\x04\x07\xe4\x01\xff")),
+        whole(call("datetime", "date", b"C\x04\x07\xe4\x01\xff")),
         "ValueError",
     ),
-    ("has a short date", frame(call("datetime", "date", b"C\x03\x07\xe4\x01")), "four"),
-    ("has a date of text", frame(call("datetime", "date", text("aaaa"))), "wrong type"),
+    ("has a short date", whole(call("datetime", "date", b"C\x03\x07\xe4\x01")), "four"),
+    ("has a date of text", whole(call("datetime", "date", text("aaaa"))), "wrong type"),
     (
         "has a 255th hour",
-        frame(call("datetime", "datetime", b"C\x0a\x07\xe4\x01\x01\xff\0\0\0\0\0")),
+        whole(call("datetime", "datetime", b"C\x0a\x07\xe4\x01\x01\xff\0\0\0\0\0")),
         "ValueError",
     ),
     (
         "has a time with a zone that is none",
-        frame(call("datetime", "time", b"C\x06\0\0\0\0\0\0", text("UTC"))),
+        whole(call("datetime", "time", b"C\x06\0\0\0\0\0\0", text("UTC"))),
         "zone that is none",
     ),
     (
         "has a time difference of floats",
-        frame(call("datetime", "timedelta", *[b"G\x7f\xef" + b"\xff" * 6] * 3)),
+        whole(call("datetime", "timedelta", *[b"G\x7f\xef" + b"\xff" * 6] * 3)),
         "wrong types",
     ),
     (
         "has an endless time difference",
-        frame(call("datetime", "timedelta", b"J\xff\xff\xff\x7f", b"K\0", b"K\0")),
+        whole(call("datetime", "timedelta", b"J\xff\xff\xff\x7f", b"K\0", b"K\0")),
         "OverflowError",
     ),
     (
         "has a time zone in a file",
-        frame(call("zoneinfo", "ZoneInfo", text("../../../etc/passwd"))),
+        whole(call("zoneinfo", "ZoneInfo", text("../../../etc/passwd"))),
         "There is no time zone '../",
     ),
     (
         "has a time zone in a module",
-        frame(call("zoneinfo", "ZoneInfo", text("Mars/Crater"))),
+        whole(call("zoneinfo", "ZoneInfo", text("Mars/Crater"))),
         "no time zone",
     ),
     (
         "has an identifier of 200 bits",
-        frame(made("uuid", "UUID", attributes(int=b"\x8a\x19" + b"\x01" * 25))),
+        whole(made("uuid", "UUID", attributes(int=b"\x8a\x19" + b"\x01" * 25))),
         "128 bits",
     ),
     (
         "has an identifier with a text",
-        frame(made("uuid", "UUID", attributes(int=text("x")))),
+        whole(made("uuid", "UUID", attributes(int=text("x")))),
         "128 bits",
     ),
     (
         "has an identifier with more state",
-        frame(made("uuid", "UUID", attributes(int=b"K\x01", bytes=b"N"))),
+        whole(made("uuid", "UUID", attributes(int=b"K\x01", bytes=b"N"))),
         "128 bits",
     ),
-    ("has no state", frame(name("uuid", "UUID") + b")\x81"), "before its state"),
+    ("has no state", whole(name("uuid", "UUID") + b")\x81"), "before its state"),
     (
         "uses an identifier before its state",
-        frame(b"}" + name("uuid", "UUID") + b")\x81Ns"),
+        whole(b"}" + name("uuid", "UUID") + b")\x81Ns"),
         "before its state",
     ),
     (
         "recalls an identifier before its state",
-        frame(name("uuid", "UUID") + b")\x81\x94h\x02b"),
+        whole(name("uuid", "UUID") + b")\x81\x94h\x02b"),
         "truncated|before its state",
     ),
     (
         "has an address with a state",
-        frame(made("ipaddress", "IPv4Address", attributes(_ip=b"N"))),
+        whole(made("ipaddress", "IPv4Address", attributes(_ip=b"N"))),
         "bare",
     ),
     (
         "has an address of bytes",
-        frame(call("ipaddress", "IPv4Address", b"C\x041234")),
+        whole(call("ipaddress", "IPv4Address", b"C\x041234")),
         "no text or number",
     ),
     (
         "has an address that is none",
-        frame(call("ipaddress", "IPv6Address", b"\x8a\x14" + b"\x7f" * 20)),
+        whole(call("ipaddress", "IPv6Address", b"\x8a\x14" + b"\x7f" * 20)),
         "AddressValueError",
     ),
-    ("has a path of bytes", frame(call("pathlib", "PurePath", b"N")), "PurePath"),
+    ("has a path of bytes", whole(call("pathlib", "PurePath", b"N")), "PurePath"),
     (
         "has a path of bytes",
-        frame(call("pathlib", "PurePosixPath", b"C\x01a")),
+        whole(call("pathlib", "PurePosixPath", b"C\x01a")),
         "wrong types",
     ),
     (
         "has a chain of mappings that are none",
-        frame(made("collections", "ChainMap", attributes(maps=b"](NNe"))),
+        whole(made("collections", "ChainMap", attributes(maps=b"](NNe"))),
         "something else",
     ),
     (
         "has a proxy of an object without a name",
-        frame(call(MANAGERS, "RebuildProxy", PROXY_KIND, b"N", text("pickle"), b"}")),
+        whole(call(MANAGERS, "RebuildProxy", PROXY_KIND, b"N", text("pickle"), b"}")),
         "names no object",
     ),
     (
         "has a proxy made by another function",
-        frame(call(MANAGERS, "RebuildProxy", name("os", "system"), TOKEN, b"N", b"}")),
+        whole(call(MANAGERS, "RebuildProxy", name("os", "system"), TOKEN, b"N", b"}")),
         "os.system",
     ),
     (
         "has a proxy made by a class of the table",
-        frame(call(MANAGERS, "RebuildProxy", name("uuid", "UUID"), TOKEN, b"N", b"}")),
+        whole(call(MANAGERS, "RebuildProxy", name("uuid", "UUID"), TOKEN, b"N", b"}")),
         "a name as argument",
     ),
-    ("has a proxy's token alone", frame(TOKEN), "used as a value"),
-    ("has a proxy class called", frame(call(MANAGERS, "ValueProxy", TOKEN)), "functi"),
+    ("has a proxy's token alone", whole(TOKEN), "used as a value"),
+    ("has a proxy class called", whole(call(MANAGERS, "ValueProxy", TOKEN)), "functi"),
     (
         "calls the manager's own server",
-        frame(call(MANAGERS, "Server", b"N")),
+        whole(call(MANAGERS, "Server", b"N")),
         "managers.Server",
     ),
     (
         "has a reference of numbers",
-        frame(call("state_server.messages", "Reference", b"K\x01", b"K\x02")),
+        whole(call("state_server.messages", "Reference", b"K\x01", b"K\x02")),
         "wrong types",
     ),
-    ("has an error that ends us", frame(call("builtins", "SystemExit")), "SystemExit"),
+    ("has an error that ends us", whole(call("builtins", "SystemExit")), "SystemExit"),
     (
         "has an error with wrong args",
-        frame(call("builtins", "UnicodeDecodeError", b"N")),
+        whole(call("builtins", "UnicodeDecodeError", b"N")),
         "TypeError",
     ),
-    ("has many open values", frame(b"(" + b"]" * 5_000_000 + b"t"), "nodes_max"),
-    ("has many open texts", frame(b"(" + b"\x8c\0" * 5_000_000 + b"t"), "nodes_max"),
-    ("remembers one value often", frame(b"N" + b"\x94" * 10_000_000), "nodes_max"),
+    ("has many open values", whole(b"(" + b"]" * 5_000_000 + b"t"), "nodes_max"),
+    ("has many open texts", whole(b"(" + b"\x8c\0" * 5_000_000 + b"t"), "nodes_max"),
+    ("remembers one value often", whole(b"N" + b"\x94" * 10_000_000), "nodes_max"),
 ]  # fmt: skip
 
 
@@ -509,7 +509,7 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("data", "words"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE]
 )
 def test_a_hostile_frame_is_refused(data: bytes, words: str) -> None:
-    """The frame is refused, for the reason it was made for."""
+    """The pickle is refused, for the reason it was made for."""
     with pytest.raises((NotAllowed, TooLarge), match=words):
         codec.decode(data)
 
@@ -517,15 +517,15 @@ def test_a_hostile_frame_is_refused(data: bytes, words: str) -> None:
 def test_a_stock_proxy_becomes_a_handle_without_a_connection() -> None:
     """A proxy gives the name of its object; the address in it is not looked at."""
     proxy = call(MANAGERS, "RebuildProxy", PROXY_KIND, TOKEN, text("pickle"), b"}")
-    told = codec.decode(frame(proxy), reference=lambda *names: names)
+    told = codec.decode(whole(proxy), reference=lambda *names: names)
     assert told == ("SomeObj", "default")
     wrong = proxy.replace(b"SomeObj/default", b"Another/default")
     with pytest.raises(NotAllowed, match="names no object"):
-        codec.decode(frame(wrong))
+        codec.decode(whole(wrong))
 
 
 def seeds() -> list[bytes]:
-    """Return valid frames of every type, to be damaged."""
+    """Return valid pickles of every type, to be damaged."""
     return [codec.encode(value) for value in VALUES + ERRORS if len(repr(value)) < 999]
 
 
@@ -564,15 +564,15 @@ def test_random_opcodes_raise_only_our_errors() -> None:
               name("builtins", "ValueError"), name("collections", "deque")]  # fmt: skip
     source = random.Random(7)
     for _ in range(20_000):
-        attempt(frame(b"".join(source.choices(pieces, k=source.randint(1, 25)))))
+        attempt(whole(b"".join(source.choices(pieces, k=source.randint(1, 25)))))
 
 
 def test_damaged_frames_raise_only_our_errors() -> None:
-    """Valid frames with bytes changed, inserted, removed or mixed do no harm."""
+    """Valid pickles with bytes changed, inserted, removed or mixed do no harm."""
     source = random.Random(5)
-    frames = seeds()
+    pickles = seeds()
     for _ in range(30_000):
-        data = bytearray(source.choice(frames))
+        data = bytearray(source.choice(pickles))
         for _ in range(source.randint(1, 4)):
             place = source.randrange(len(data)) if data else 0
             kind = source.randrange(4)
@@ -583,7 +583,7 @@ def test_damaged_frames_raise_only_our_errors() -> None:
             elif kind == 2:
                 del data[place : place + source.randint(1, 8)]
             else:
-                other = source.choice(frames)
+                other = source.choice(pickles)
                 data[place:place] = other[source.randrange(len(other)) :]
         attempt(bytes(data))
 
@@ -594,7 +594,7 @@ from state_server import codec, constructors
 from state_server.errors import NotAllowed, TooLarge
 
 constructors._known_zones()
-frames = pickle.load(sys.stdin.buffer)
+pickles = pickle.load(sys.stdin.buffer)
 seen = []
 inside = False
 
@@ -607,7 +607,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 space = 3 << 30
 resource.setrlimit(resource.RLIMIT_AS, (space, space))
 values = refused = 0
-for data in frames:
+for data in pickles:
     inside, began = True, time.process_time()
     try:
         codec.decode(data)
@@ -626,10 +626,10 @@ for event in seen:
 
 def test_hostile_frames_touch_nothing_and_take_bounded_memory() -> None:
     """A process survives all of them: no import, file, socket or command, no bomb."""
-    frames = [row[1] for row in HOSTILE]
+    pickles = [row[1] for row in HOSTILE]
     done = subprocess.run(
         [sys.executable, "-c", WATCHER],
-        input=pickle.dumps(frames),
+        input=pickle.dumps(pickles),
         capture_output=True,
         timeout=110,
         check=False,

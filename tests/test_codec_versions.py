@@ -61,9 +61,9 @@ def dump(value):
 
 token = Token("SomeObj", "/nowhere/x.sock", "SomeObj/room-7")
 rest = dict(serializer="pickle", exposed=("query",), authkey=b"x", incref=False)
-frames = [dump(eval(text)) for text in json.load(sys.stdin)]
-frames += [dump(kind(token, **rest)) for kind in (AutoProxy, ValueProxy)]
-json.dump(frames, sys.stdout)
+pickles = [dump(eval(text)) for text in json.load(sys.stdin)]
+pickles += [dump(kind(token, **rest)) for kind in (AutoProxy, ValueProxy)]
+json.dump(pickles, sys.stdout)
 """
 )
 
@@ -115,15 +115,15 @@ def test_what_other_releases_write_is_read(version: str) -> None:
     """Every type, as the stock pickler of that release spells it, is decoded here."""
     scope: dict[str, Any] = {}
     exec(SETUP, scope)
-    frames = [base64.b64decode(data) for data in json.loads(
+    pickles = [base64.b64decode(data) for data in json.loads(
         talk(version, WRITER, EXPRESSIONS)
     )]  # fmt: skip
-    for expression, data in zip(EXPRESSIONS, frames, strict=False):
+    for expression, data in zip(EXPRESSIONS, pickles, strict=False):
         wanted = eval(expression, scope)
         value = codec.decode(data)
         assert (expression, repr(wanted)) == (expression, repr(value))
         assert type(wanted) is type(value)
-    handles = [codec.decode(data, reference=lambda *n: n) for data in frames[-2:]]
+    handles = [codec.decode(data, reference=lambda *n: n) for data in pickles[-2:]]
     assert handles == [("SomeObj", "room-7")] * 2
 
 

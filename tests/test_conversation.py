@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from state_server import codec, wire
+from state_server import codec, handshake, wire
 from state_server.conversation import Answer, Conversation, Manners
 from state_server.errors import Denied, NotAllowed, Refused, StateServerError
 from state_server.messages import Call, Lane
@@ -50,7 +50,7 @@ class Line:
             **manners,
         }
         self.conversation = Conversation(Manners(**settings), self.destination)
-        self.client = wire.ClientHandshake(KEY)
+        self.client = handshake.ClientHandshake(KEY)
         self.lane = lane_of()
 
     def control(self, verb: str, args: tuple[Any, ...], is_admin: bool) -> object:
@@ -81,10 +81,10 @@ class Line:
 
     def shake_hands_as_of_old(self) -> None:
         """Do what a stock client of 3.10 or 3.11 does first."""
-        message = self.conversation.opening().removeprefix(wire.CHALLENGE)
+        message = self.conversation.opening().removeprefix(handshake.CHALLENGE)
         self.say(hmac.new(KEY, message, "md5").digest())
-        self.say(wire.CHALLENGE + os.urandom(20))
-        self.say(wire.ACCEPTED)
+        self.say(handshake.CHALLENGE + os.urandom(20))
+        self.say(handshake.ACCEPTED)
         assert self.conversation.knows_key
 
     def hello(self, **changes: Any) -> bytes:
@@ -93,7 +93,7 @@ class Line:
         hello = wire.Hello(
             wire.PROTOCOL_VERSION,
             self.lane,
-            wire.proof(KEY, b"client", nonces),
+            handshake.proof(KEY, b"client", nonces),
             bytes(32),
         )
         return wire.pack_hello(hello._replace(**changes))
@@ -109,7 +109,7 @@ class Line:
 
     def admin_proof(self, key: bytes = ADMIN_KEY) -> bytes:
         """Return the proof of the admin key for this connection."""
-        return wire.proof(key, b"admin", self.client.nonces)
+        return handshake.proof(key, b"admin", self.client.nonces)
 
     def call(self, target: tuple[str, str, str], *args: Any, number: int = 1) -> bytes:
         """Return the frame of a call."""
@@ -142,7 +142,7 @@ def test_greeting_ends_in_a_proven_welcome() -> None:
     assert welcome.boot_id == BOOT_ID
     assert welcome.process_id == os.getpid()
     assert welcome.frame_bytes_max == 1024 * 1024
-    assert wire.proof_holds(KEY, b"server", line.client.nonces, welcome.proof)
+    assert handshake.proof_holds(KEY, b"server", line.client.nonces, welcome.proof)
     assert not welcome.is_admin
     assert line.conversation.lane == line.lane
     assert line.conversation.authenticated
@@ -163,7 +163,9 @@ def test_key_is_known_before_anything_else_is() -> None:
 def test_wrong_key_ends_the_conversation() -> None:
     """A wrong answer to the challenge is Denied."""
     line = Line()
-    answers, _ = wire.ClientHandshake(b"another").receive(line.conversation.opening())
+    answers, _ = handshake.ClientHandshake(b"another").receive(
+        line.conversation.opening()
+    )
 
     with pytest.raises(Denied):
         line.say(answers[0])
@@ -174,9 +176,9 @@ def test_wrong_key_ends_the_conversation() -> None:
     "proof",
     [
         lambda line: bytes(32),
-        lambda line: wire.proof(KEY, b"server", line.client.nonces),
-        lambda line: wire.proof(KEY, b"client", line.client.nonces[::-1]),
-        lambda line: wire.proof(b"another", b"client", line.client.nonces),
+        lambda line: handshake.proof(KEY, b"server", line.client.nonces),
+        lambda line: handshake.proof(KEY, b"client", line.client.nonces[::-1]),
+        lambda line: handshake.proof(b"another", b"client", line.client.nonces),
     ],
 )
 def test_hello_without_its_proof_is_denied(proof: Callable[[Line], bytes]) -> None:
@@ -206,7 +208,7 @@ def test_own_frames_are_denied_after_an_md5_answer() -> None:
     nonces = line.conversation._handshake.nonces
 
     with pytest.raises(Denied, match="MD5"):
-        line.say(line.hello(proof=wire.proof(KEY, b"client", nonces)))
+        line.say(line.hello(proof=handshake.proof(KEY, b"client", nonces)))
     assert line.desk.host.status()["lanes"] == 0
 
 
@@ -379,7 +381,7 @@ def test_admin_key_does_not_stand_for_the_key() -> None:
     """The admin proof alone opens nothing."""
     line = Line()
     line.shake_hands()
-    proof = wire.proof(ADMIN_KEY, b"client", line.client.nonces)
+    proof = handshake.proof(ADMIN_KEY, b"client", line.client.nonces)
 
     with pytest.raises(Denied):
         line.say(line.hello(proof=proof, admin_proof=line.admin_proof()))

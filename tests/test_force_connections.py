@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import state_server
-from state_server import Denied, Overloaded, wire
+from state_server import Denied, Overloaded, handshake, wire
 
 from .conftest import StartManager
 from .force_classes import (
@@ -350,7 +350,7 @@ def test_connections_above_the_limit_are_refused_clearly(
         ):
             late.ping()
         with FrameSocket(dial(manager.address)) as raw:
-            assert raw.receive() == wire.FULL
+            assert raw.receive() == handshake.FULL
             assert raw.is_closed_by_peer()
         threads = Threads()
         answers: list[Any] = []

@@ -25,6 +25,7 @@ from state_server import (
     Unanswered,
     codec,
     failures,
+    handshake,
     wire,
 )
 
@@ -145,11 +146,11 @@ def test_random_bytes_before_the_key(target: Target, data: bytes) -> None:
 def test_random_frames_before_the_key(target: Target, frames: list[bytes]) -> None:
     """Frames of the right form, but without the key, end in a refusal."""
     with target.stranger() as stranger:
-        assert (stranger.receive() or b"").startswith(wire.CHALLENGE)
+        assert (stranger.receive() or b"").startswith(handshake.CHALLENGE)
         for frame in frames:
             stranger.send_raw(wire.framed(frame))
         if frames:
-            assert stranger.receive() == wire.REJECTED
+            assert stranger.receive() == handshake.REJECTED
         leave(stranger)
     target.check()
 
@@ -355,7 +356,7 @@ HOSTILE: dict[str, bytes] = {
     "memory by a length of bytes": b"\x8e" + struct.pack("<Q", 2**40),
     "memory by a length of text": b"\x8d" + struct.pack("<Q", 2**62),
     "memory by a memo index": b"Nr" + struct.pack("<I", 0x7FFFFFFF),
-    "memory by a frame": b"\x95" + struct.pack("<Q", 2**60) + b"N",
+    "memory by FRAME": b"\x95" + struct.pack("<Q", 2**60) + b"N",
     "memory by BYTEARRAY8": b"\x96" + struct.pack("<Q", 2**40),
     "memory by bytes(n)": name("builtins", "bytes") + b"J\xff\xff\xff\x7f\x85R",
     "memory by bytearray(n)": name("builtins", "bytearray")
@@ -514,15 +515,15 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
 
     def serve(frames: FrameSocket) -> None:
         if server.accepted % 2:
-            frames.send(wire.CHALLENGE + b"{sha256}" + os.urandom(40))
+            frames.send(handshake.CHALLENGE + b"{sha256}" + os.urandom(40))
             frames.receive()
-            frames.send(wire.ACCEPTED)
+            frames.send(handshake.ACCEPTED)
             challenge = frames.receive()
             assert challenge is not None
             challenges.put(challenge)
             # What the victim says to its own challenge, on its other connection.
             frames.send(answers.get(timeout=2))
-            passed.append(frames.receive() == wire.ACCEPTED)
+            passed.append(frames.receive() == handshake.ACCEPTED)
             hello = frames.receive()
             assert hello is not None
             assert wire.kind_of(hello) == wire.HELLO
@@ -562,12 +563,12 @@ def test_a_server_that_reflects_the_handshake_is_found_out(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "challenge",
     [
-        wire.CHALLENGE + bytes(20),
-        wire.CHALLENGE + b"{md5}" + bytes(40),
-        wire.CHALLENGE + b"{sha256}",
+        handshake.CHALLENGE + bytes(20),
+        handshake.CHALLENGE + b"{md5}" + bytes(40),
+        handshake.CHALLENGE + b"{sha256}",
         b"",
         b"{sha256}" + bytes(40),
-        wire.ACCEPTED,
+        handshake.ACCEPTED,
         bytes(200),
     ],
 )

@@ -247,7 +247,7 @@ class RogueServer(threading.Thread):
 
     def run(self) -> None:
         """Shake hands, say welcome, answer one call with the attack."""
-        from state_server import wire
+        from state_server import handshake, wire
 
         peer, _ = self.listener.accept()
         with peer:
@@ -263,15 +263,15 @@ class RogueServer(threading.Thread):
                     payload = reader.feed(data)
                 return payload
 
-            handshake = wire.ServerHandshake(b"key", False)
-            peer.sendall(wire.framed(handshake.first()))
+            server = handshake.ServerHandshake(b"key", False)
+            peer.sendall(wire.framed(server.first()))
             done = False
             while not done:
-                answer, done = handshake.receive(receive())
+                answer, done = server.receive(receive())
                 if answer:
                     peer.sendall(wire.framed(answer))
             receive()
-            proof = wire.proof(b"key", b"server", handshake.nonces)
+            proof = handshake.proof(b"key", b"server", server.nonces)
             welcome = wire.Welcome(bytes(16), 1, proof, False)
             peer.sendall(wire.framed(wire.pack_welcome(welcome)))
             receive()

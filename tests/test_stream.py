@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from state_server import wire
+from state_server.addresses import parse_address
 from state_server.stream import BrokenLink, Stream, TimeIsUp
 
 from .fakes import PATIENCE_S
@@ -26,7 +26,7 @@ class Peer:
 
     def __init__(self, folder: Path) -> None:
         path = str(folder / "peer.sock")
-        self.address = wire.parse_address(path)
+        self.address = parse_address(path)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
         self.listener.listen()

@@ -1,1 +1,1 @@
-"""The neighbours, one file each; none is imported unless asked for."""
+"""The neighbours; none is imported unless asked for."""

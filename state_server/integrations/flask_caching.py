@@ -47,6 +47,7 @@ from state_server.errors import ConfigError, NotAllowed
 from . import caching
 from . import options as checks
 from .flask import client_of, read_config
+from .serializers import CodecSerializer
 
 #: What says which manager an app asks.
 MANAGER_KEYS = (
@@ -58,7 +59,7 @@ MANAGER_KEYS = (
 
 CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 
-#: What a packed value begins with that is none of the codec's: its frames begin with
+#: What a packed value begins with that is none of the codec's: its pickles begin with
 #: the opcode PROTO, 0x80.
 _RESPONSE, _HTTP_ERROR = b"R", b"E"
 
@@ -66,7 +67,7 @@ _RESPONSE, _HTTP_ERROR = b"R", b"E"
 codec.allow(Markup)
 
 
-class ViewSerializer(caching.CodecSerializer):
+class ViewSerializer(CodecSerializer):
     """Packs what views return: responses, errors of ``abort``, markup, and values.
 
     A response is kept as status, headers and body, and comes back as a

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from state_server import wire
+from state_server.addresses import Address
 
 _NOW_AND_WITH_RESET = struct.pack("ii", 1, 0)
 
@@ -40,7 +40,7 @@ class CuttingProxy:
 
     STYLES = ("close", "reset", "late", "stall", "half")
 
-    def __init__(self, manager: wire.Address, seed: str, mean_bytes: float) -> None:
+    def __init__(self, manager: Address, seed: str, mean_bytes: float) -> None:
         self._manager = manager
         self._chance = random.Random(seed)
         self._mean_bytes = mean_bytes
@@ -189,7 +189,7 @@ class CuttingProxy:
             _end(end, reset=reset)
 
 
-def _connected(address: wire.Address) -> socket.socket | None:
+def _connected(address: Address) -> socket.socket | None:
     family: Any = socket.AF_INET if address.path is None else socket.AF_UNIX
     target = (address.host, address.port) if address.path is None else address.path
     manager = socket.socket(family, socket.SOCK_STREAM)

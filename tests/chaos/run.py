@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import state_server
-from state_server import wire
+from state_server.addresses import parse_address
 from state_server.errors import StateServerError
 
 from ..processes import ROOT, is_alive
@@ -206,7 +206,7 @@ class Run:
         if self._plan.transport == "tcp":
             # The next one has the same port.
             self._options[-1] = self._manager.address
-        address = wire.parse_address(self._manager.address)
+        address = parse_address(self._manager.address)
         seed = f"{self._plan.seed} proxy"
         self._proxy = CuttingProxy(address, seed, self._plan.cut_after_bytes)
         self._proxy.start()

@@ -1,4 +1,4 @@
-"""Classes that hold arrays and frames, for the tests of big and rich values."""
+"""Classes that hold arrays and DataFrames, for the tests of big and rich values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from state_server import share
 
 @share
 class Table:
-    """A frame of sales that is kept on disk."""
+    """A DataFrame of sales that is kept on disk."""
 
     def __init__(self) -> None:
         self.frame = pd.DataFrame({"article": ["water"], "price": [0.0]})
@@ -32,12 +32,12 @@ class Table:
         raise ValueError("no")
 
     def replace(self, frame: Any) -> Any:
-        """Keep another frame; return its shape."""
+        """Keep another DataFrame; return its shape."""
         self.frame = frame
         return frame.shape
 
     def rows(self) -> Any:
-        """Return the frame."""
+        """Return the DataFrame."""
         return self.frame
 
     def counts(self) -> Any:

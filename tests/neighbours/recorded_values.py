@@ -70,7 +70,7 @@ COLUMNS = [
     "pd.period_range('2020', periods=4, freq='M')",
     "pd.interval_range(0, 4, closed='left')",
 ]
-FRAMES = [
+DATAFRAMES = [
     f"pd.concat([pd.Series(c) for c in [{', '.join(COLUMNS)}]], axis=1)"
     f".set_axis(pd.RangeIndex({len(COLUMNS)}), axis=1)",
     "pd.DataFrame(np.eye(3), columns=pd.Index(['a', 'b', 'c'], dtype=object))",
@@ -96,7 +96,7 @@ OURS = [
     *ARRAYS,
     *(f"pd.Series({column}, index=range(4), name=('n', 1))" for column in COLUMNS),
     *(f"pd.Index({column})" for column in COLUMNS),
-    *FRAMES,
+    *DATAFRAMES,
     *OTHERS,
 ]
 

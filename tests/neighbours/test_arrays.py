@@ -232,7 +232,7 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
 
 
 def test_buffers_count_for_the_limits() -> None:
-    """The memory beside a frame counts like that in it, each time it is taken up."""
+    """The memory beside a pickle counts like that in it, each time it is taken up."""
     limits = codec.DEFAULT_LIMITS._replace(expanded_bytes_max=100_000)
     value = np.zeros(90_000, "u1")
     for bad in ([value, value], np.zeros(100_001, "u1")):
@@ -349,7 +349,7 @@ def spelled(data: bytes, core: str) -> bytes:
 
 
 def renamed(data: bytes, old: bytes, new: bytes) -> bytes:
-    """Replace a part of names, and put their lengths and those of frames right."""
+    """Replace a part of names, and put their lengths and those of FRAME right."""
     made, position = b"", 0
     for opcode, argument, place in pickle_opcodes(data):
         if isinstance(argument, str) and argument.encode().startswith(old):
@@ -364,7 +364,7 @@ def renamed(data: bytes, old: bytes, new: bytes) -> bytes:
                 position = place + 2 + len(argument)
     made += data[position:]
     if made[2:3] == b"\x95":
-        # One frame, of everything behind its own head.
+        # One FRAME, of everything behind its own head.
         made = made[:3] + struct.pack("<Q", len(made) - 11) + made[11:]
     return made
 
@@ -411,7 +411,7 @@ def test_stock_clients_read_what_is_written_for_them(value: Any) -> None:
 
 
 def test_arrays_beside_other_values_of_a_stock_pickle_are_put_in_their_places() -> None:
-    """Recorded values and common ones may be mixed and shared in one frame."""
+    """Recorded values and common ones may be mixed and shared in one pickle."""
     import datetime
 
     array, when = np.arange(3), datetime.date(2020, 1, 1)
@@ -431,9 +431,9 @@ from state_server import codec
 from state_server.errors import NotAllowed
 assert codec.decode(codec.encode([b"opaque", 1])) == [b"opaque", 1]
 data, stock = eval(sys.stdin.read())
-for frame in (data, stock):
+for written in (data, stock):
     try:
-        codec.decode(frame)
+        codec.decode(written)
     except NotAllowed as error:
         print(error)
 """
@@ -471,7 +471,7 @@ def test_nothing_imports_numpy_before_it_is_needed() -> None:
     assert python(NOT_IMPORTED).strip() == "[]"
 
 
-# Hostile frames ----------------------------------------------------------------------
+# Hostile pickles ---------------------------------------------------------------------
 
 
 class Call:
@@ -865,14 +865,14 @@ HOSTILE: list[tuple[str, Any, str]] = [
 ]
 
 
-def hostile_frames() -> list[tuple[str, bytes, str]]:
+def hostile_pickles() -> list[tuple[str, bytes, str]]:
     """Return what is tried, the bytes, and words of the refusal."""
     return [(name, pickle.dumps(value, 4), words) for name, value, words in HOSTILE]
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [row[1:] for row in hostile_frames()],
+    [row[1:] for row in hostile_pickles()],
     ids=[row[0] for row in HOSTILE],
 )
 def test_a_forged_array_is_refused(data: bytes, words: str) -> None:
@@ -882,17 +882,17 @@ def test_a_forged_array_is_refused(data: bytes, words: str) -> None:
 
 
 def test_damaged_arrays_raise_only_our_errors() -> None:
-    """Valid frames with bytes changed, removed or mixed give arrays or our errors."""
+    """Valid pickles with bytes changed, removed or mixed give arrays or our errors."""
     source = random.Random(3)
     small = [value for value in ARRAYS + SCALARS if value.nbytes < 2_000]
-    frames = [codec.encode(value) for value in small]
-    frames += [
+    pickles = [codec.encode(value) for value in small]
+    pickles += [
         pickle.dumps(value, protocol) for value in small for protocol in (2, 4, 5)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(30_000):
-            data = bytearray(source.choice(frames))
+            data = bytearray(source.choice(pickles))
             for _ in range(source.randint(1, 3)):
                 place = source.randrange(len(data))
                 kind = source.randrange(3)
@@ -901,7 +901,7 @@ def test_damaged_arrays_raise_only_our_errors() -> None:
                 elif kind == 1:
                     del data[place : place + source.randint(1, 4)]
                 else:
-                    other = source.choice(frames)
+                    other = source.choice(pickles)
                     data[place:place] = other[source.randrange(len(other)) :][:40]
             try:
                 codec.encode(codec.decode(bytes(data)))

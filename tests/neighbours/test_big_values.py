@@ -1,4 +1,4 @@
-"""Arrays and frames through real managers: kept on disk, and whole whoever looks."""
+"""Arrays and DataFrames through real managers: kept on disk, whole whoever looks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerProcess
         yield manager
 
 
-def test_a_frame_in_a_durable_object_survives_kill_and_restart(
+def test_a_dataframe_in_a_durable_object_survives_kill_and_restart(
     start_manager: StartManager,
 ) -> None:
     """Rows and counts that were acknowledged are there after kill -9, types and all."""
@@ -53,7 +53,7 @@ def test_a_frame_in_a_durable_object_survives_kill_and_restart(
         assert (type(total), total) == (np.float64, 7.5)
 
 
-def test_a_frame_that_a_client_sent_is_kept_like_one_of_ones_own(
+def test_a_dataframe_that_a_client_sent_is_kept_like_one_of_ones_own(
     start_manager: StartManager,
 ) -> None:
     """What came over the wire can be pickled, changed and loaded again."""
@@ -73,8 +73,8 @@ def test_a_frame_that_a_client_sent_is_kept_like_one_of_ones_own(
         tm.assert_frame_equal(table.rows(), frame)
 
 
-def test_looking_at_a_frame_writes_nothing() -> None:
-    """A call that leaves arrays and frames as they were is found to be no change."""
+def test_looking_at_a_dataframe_writes_nothing() -> None:
+    """A call that leaves arrays and DataFrames as they were is no change."""
     record = describe_class(Table)
     with DurableDesk(record) as desk:
         desk.ask("Table.add", "tea", 2.5)
@@ -137,7 +137,7 @@ def test_what_may_not_travel_is_refused_before_it_is_sent(
 def test_bytes_that_pass_through_need_no_numpy_in_the_manager(
     start_manager: StartManager,
 ) -> None:
-    """A frame that a client has encoded is bytes to the manager, kept as they are."""
+    """A DataFrame that a client has encoded is bytes to the manager, kept as such."""
     manager = start_manager("--objects", "tests.neighbours.plain_classes")
     frame = pd.DataFrame({"a": np.arange(1_000.0), "b": "x"})
     with manager.client() as client:
@@ -182,7 +182,7 @@ except Exception as error:
 
 
 def test_stock_clients_send_and_receive_arrays(manager: ManagerProcess) -> None:
-    """A client with the standard library and numpy alone; frames it is told to drop."""
+    """A client with the standard library and numpy; DataFrames it is told to drop."""
     done = subprocess.run(
         [
             sys.executable,

@@ -191,7 +191,7 @@ from flask import Flask, redirect
 from flask_session import Session
 from state_server.integrations.flask import StateServer
 
-frame = pandas.DataFrame({"area": [1.0, 2.0]})
+table = pandas.DataFrame({"area": [1.0, 2.0]})
 for text in json.load(sys.stdin):
     app = Flask("page")
     state = StateServer()
@@ -205,7 +205,7 @@ for text in json.load(sys.stdin):
         "StateServer": StateServer,
         "Session": Session,
         "redirect": redirect,
-        "frame": frame,
+        "table": table,
         "fetch_rates": lambda: {"EUR": 1},
     }
     with app.app_context():
@@ -221,8 +221,8 @@ from state_server import share
 
 @share(durable=False)
 class Model:
-    def train(self, frame):
-        self.areas = frame["area"].to_numpy()
+    def train(self, table):
+        self.areas = table["area"].to_numpy()
 
     def weights(self):
         return self.areas * 2

@@ -1,6 +1,6 @@
-"""Small frames: one regular expression knows them whole, so that they need no walk.
+"""Small pickles: one regular expression knows them whole, so that they need no walk.
 
-Most calls and replies are small. This room only tells which values and frames are;
+Most calls and replies are small. This room only tells which values and pickles are;
 it neither writes nor reads them. Pickle, names and the walk may not enter.
 """
 
@@ -18,7 +18,7 @@ _PARTS_MAX = 8
 _CONTAINERS = frozenset({tuple, dict, list})
 #: Fewer bytes than those of an int with too many digits.
 SMALL_BYTES_MAX = 1024
-#: Longest text or bytes in a small frame: a digest in hexadecimal digits.
+#: Longest text or bytes in a small pickle: a digest in hexadecimal digits.
 _TEXT_BYTES_MAX = 64
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -26,7 +26,7 @@ ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 def is_small(value: Any, levels: int = 3) -> bool:
     """Tell whether the value is an atom, or a few of them in a few containers.
 
-    Pickle runs no foreign code for such a value, and its frame reaches no limit if it
+    Pickle runs no foreign code for such a value, and its pickle reaches no limit if it
     has at most ``SMALL_BYTES_MAX`` bytes. ``levels``: containers within each other.
     """
     kind = type(value)
@@ -45,7 +45,7 @@ def is_small(value: Any, levels: int = 3) -> bool:
 
 
 def _tiny_pattern() -> bytes:
-    """Spell the grammar of small frames: scalars in at most two levels of containers.
+    """Spell the grammar of small pickles: scalars in at most two levels of containers.
 
     In the arguments of a call, of which there are four at least, in three. Every match
     is a complete, well-formed pickle without names and without memo references, so it
@@ -64,15 +64,15 @@ def _tiny_pattern() -> bytes:
         b"(?:S(?:\x85\x94|S(?:\x86\x94|S\x87\x94))?|\\)|\\(S{4,}t\x94"
         b"|\\]\x94(?:Sa|\\(S+e)?|\\}\x94(?:SSs|\\((?:SS)+u)?)"
     ).replace(b"S", scalar)
-    frame = (
+    whole = (
         b"\x80[\x02-\x05](?:\x95.{8})?"
         b"(?:B(?:|\x85\x94|B(?:\x86\x94|B\x87\x94))|\\(B{4,}t\x94(?:B\x86\x94)?)\\."
     )
-    return frame.replace(b"B", flat)
+    return whole.replace(b"B", flat)
 
 
 def _match_first(data: bytes | memoryview) -> object:
-    """Compile the grammar, which takes long, when the first small frame is there.
+    """Compile the grammar, which takes long, when the first small pickle is there.
 
     From then on the name stands for the matcher itself: the quick path pays nothing.
     """
@@ -85,10 +85,10 @@ _match_tiny: Callable[[bytes | memoryview], object] = _match_first
 
 
 def is_tiny(data: bytes | memoryview, limits: ValueLimits) -> bool:
-    """Tell whether a frame is small and known whole, so that it needs no walk."""
+    """Tell whether a pickle is small and known whole, so that it needs no walk."""
     if len(data) > _TINY_BYTES or _match_tiny(data) is None:
         return False
-    # No small frame reaches the usual limits; unusually tight ones want the walk.
+    # No small pickle reaches the usual limits; unusually tight ones want the walk.
     return limits is DEFAULT_LIMITS or (
         limits.nodes_max >= _TINY_BYTES
         and limits.depth_max >= 3

@@ -1,13 +1,14 @@
-"""Frames, series, indexes and single values of pandas, made of forms of our own.
+"""DataFrames, series, indexes and single values of pandas, in forms of our own.
 
-A frame travels as its columns, its index and the values of each column; a series or an
-index as its values and names; values are arrays of numpy, or one of pandas' arrays in
-a form that says what is in it and not how pandas keeps it. That is why releases 2 and
-3 read each other. Each part is checked before pandas is asked to make anything, and
-pandas is asked by its public constructors, never told how to fill its insides.
+A DataFrame travels as its columns, its index and the values of each column; a series
+or an index as its values and names; values are arrays of numpy, or one of pandas'
+arrays in a form that says what is in it and not how pandas keeps it. That is why
+releases 2 and 3 read each other. Each part is checked before pandas is asked to make
+anything, and pandas is asked by its public constructors, never told how to fill its
+insides.
 
 pandas is imported when the first such value is met, and not before. Pickle and pandas'
-own spelling may not enter; how the forms are written is said in ``frame_spellings``.
+own spelling may not enter; ``dataframe_spellings`` says how the forms are written.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from datetime import timezone
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from . import wire_names
 from .contexts import ReadContext
 from .dtypes import missing, numpy_here
 from .entries import Entry
@@ -36,15 +38,6 @@ _PARTS_MAX = 100
 CALENDAR_ROWS_MAX = 20_000
 
 
-def names() -> Iterator[tuple[str, str, Entry]]:
-    """Yield the names in frames that stand for the functions of this room."""
-    for make in (
-        frame, series, index, steps, multi_index, categorical, masked, strings, dates,
-        periods, intervals, moment, period, interval, absent,
-    ):  # fmt: skip
-        yield __name__, make.__name__, Entry(make, call=True, bound=True)
-
-
 def pandas_here() -> Any:
     """Return pandas; raise ``NotAllowed`` where it cannot be imported."""
     try:
@@ -54,8 +47,8 @@ def pandas_here() -> Any:
     return pandas
 
 
-def frame(reader: ReadContext, *parts: Any) -> Any:
-    """Make a frame: values, columns, index, attributes, whether labels are unique."""
+def dataframe(reader: ReadContext, *parts: Any) -> Any:
+    """Make a DataFrame: values, columns, index, attributes, are labels unique."""
     values, columns, rows, attributes, unique = parts
     pandas, numpy = pandas_here(), numpy_here()
     if type(values) is numpy.ndarray:
@@ -75,7 +68,7 @@ def frame(reader: ReadContext, *parts: Any) -> Any:
         values = {
             place: _as_series(column, index) for place, column in enumerate(values)
         }
-        # pandas warns about frames of very many parts; so many are copied into few.
+        # pandas warns about very many parts; so many are copied into few.
         copy = len(values) > _PARTS_MAX
     made = pandas.DataFrame(values, index=index, copy=copy)
     made.columns = labels
@@ -98,7 +91,7 @@ def series(reader: ReadContext, *parts: Any) -> Any:
 
 
 def _labelled(made: Any, attributes: Any, unique: Any) -> Any:
-    """Give a frame or a series its attributes."""
+    """Give a DataFrame or a series its attributes."""
     if type(attributes) is not dict or type(unique) is not bool:
         raise NotAllowed("A DataFrame or Series has attributes that are none.")
     if attributes:
@@ -120,7 +113,7 @@ def _column(values: Any, dimensions: int) -> Any:
             f"A column of {values.ndim} dimensions has the dtype {values.dtype!s:.100}."
         )
     if not values.flags.writeable:
-        # A frame is never read-only: half of what pandas does would fail on it.
+        # A DataFrame is never read-only: half of what pandas does would fail on it.
         values = _writable(values)
     return values
 
@@ -135,7 +128,7 @@ def _writable(values: Any) -> Any:
 
 
 def _index_of(reader: ReadContext, part: Any, length: int | None) -> Any:
-    """Return the index that is part of a frame, of as many labels as it needs."""
+    """Return the index that is part of a DataFrame, of as many labels as it needs."""
     if type(part) is tuple:
         made = _stepped(part)
         if length is None:
@@ -229,9 +222,9 @@ def categorical(_reader: ReadContext, *parts: Any) -> Any:
     codes, categories, ordered = parts
     pandas = pandas_here()
     if type(codes) is not numpy_here().ndarray or codes.dtype.kind != "i":
-        raise NotAllowed("The codes of categories in the frame are no numbers.")
+        raise NotAllowed("The codes of categories in the pickle are no numbers.")
     if not isinstance(categories, pandas.Index) or type(ordered) is not bool:
-        raise NotAllowed("Categories in the frame are no index.")
+        raise NotAllowed("Categories in the pickle are no index.")
     dtype = pandas.CategoricalDtype(categories, ordered)
     return pandas.Categorical.from_codes(_column(codes, 1), dtype=dtype)
 
@@ -241,7 +234,7 @@ def masked(_reader: ReadContext, *parts: Any) -> Any:
     data, mask = parts
     arrays, ndarray = pandas_here().arrays, numpy_here().ndarray
     if type(data) is not ndarray or type(mask) is not ndarray:
-        raise NotAllowed("Numbers with a mask in the frame are no arrays.")
+        raise NotAllowed("Numbers with a mask in the pickle are no arrays.")
     kinds = {
         "b": arrays.BooleanArray,
         "i": arrays.IntegerArray,
@@ -250,7 +243,7 @@ def masked(_reader: ReadContext, *parts: Any) -> Any:
     }
     make = kinds.get(data.dtype.kind)
     if make is None or data.shape != mask.shape or mask.dtype.kind != "b":
-        raise NotAllowed("Numbers in the frame do not fit their mask.")
+        raise NotAllowed("Numbers in the pickle do not fit their mask.")
     return make(_column(data, 1), _column(mask, 1))
 
 
@@ -262,7 +255,7 @@ def strings(_reader: ReadContext, *parts: Any) -> Any:
     """
     storage, is_nan, texts = parts
     if type(texts) is not list or not {str, type(None)}.issuperset(map(type, texts)):
-        raise NotAllowed("Text in the frame is something else.")
+        raise NotAllowed("Text in the pickle is something else.")
     pandas, numpy = pandas_here(), numpy_here()
     values = numpy.fromiter(texts, object, len(texts))
     dtype = _string_dtype(pandas, numpy, storage == "pyarrow", bool(is_nan))
@@ -292,7 +285,7 @@ def dates(_reader: ReadContext, *parts: Any) -> Any:
     values, zone, native = parts
     pandas = pandas_here()
     if type(values) is not numpy_here().ndarray or values.dtype.kind not in "Mm":
-        raise NotAllowed("Dates in the frame are none.")
+        raise NotAllowed("Dates in the pickle are none.")
     values = _column(values, 1)
     if values.dtype.kind == "m":
         return pandas.TimedeltaIndex(values, copy=False).array
@@ -319,7 +312,7 @@ def check_clock(values: Any) -> None:
 def _zone(zone: Any, native: Any) -> Any:
     """Return a time zone, as this pandas makes it of a key if the writer's did so."""
     if type(zone) not in (ZoneInfo, timezone):
-        raise NotAllowed("Dates in the frame have a time zone that is none.")
+        raise NotAllowed("Dates in the pickle have a time zone that is none.")
     made = native_zone(zone.key) if native and type(zone) is ZoneInfo else None
     return made or zone
 
@@ -341,7 +334,7 @@ def periods(_reader: ReadContext, *parts: Any) -> Any:
     numbers, rhythm = parts
     pandas = pandas_here()
     if type(numbers) is not numpy_here().ndarray or numbers.dtype.str[1:] != "i8":
-        raise NotAllowed("Spans of time in the frame are no numbers.")
+        raise NotAllowed("Spans of time in the pickle are no numbers.")
     dtype = pandas.PeriodDtype(_checked_rhythm(rhythm))
     return pandas.arrays.PeriodArray(_column(numbers, 1), dtype=dtype)
 
@@ -358,7 +351,7 @@ def intervals(_reader: ReadContext, *parts: Any) -> Any:
     left, right, closed = parts
     pandas = pandas_here()
     if not isinstance(left, pandas.Index) or not isinstance(right, pandas.Index):
-        raise NotAllowed("The ends of intervals in the frame are no index.")
+        raise NotAllowed("The ends of intervals in the pickle are no index.")
     return pandas.arrays.IntervalArray.from_arrays(left, right, _closed(closed))
 
 
@@ -374,9 +367,9 @@ def moment(_reader: ReadContext, *parts: Any) -> Any:
     value, zone, native = parts
     pandas, numpy = pandas_here(), numpy_here()
     if type(value) not in (numpy.datetime64, numpy.timedelta64):
-        raise NotAllowed("A point in time in the frame is none.")
+        raise NotAllowed("A point in time in the pickle is none.")
     if numpy.datetime_data(value.dtype)[0] not in _UNITS or numpy.isnat(value):
-        raise NotAllowed("A point in time in the frame has a unit that is none.")
+        raise NotAllowed("A point in time in the pickle has a unit that is none.")
     if type(value) is numpy.timedelta64:
         return pandas.Timedelta(value)
     made = pandas.Timestamp(value)
@@ -390,7 +383,7 @@ def period(_reader: ReadContext, *parts: Any) -> Any:
     """Make a span of time of its frequency and number."""
     rhythm, ordinal = parts
     if type(ordinal) is not int or not -(2**63) < ordinal < 2**63:
-        raise NotAllowed("A span of time in the frame has no number.")
+        raise NotAllowed("A span of time in the pickle has no number.")
     return pandas_here().Period(ordinal=ordinal, freq=_checked_rhythm(rhythm))
 
 
@@ -407,3 +400,30 @@ def absent(_reader: ReadContext, *parts: Any) -> Any:
     if found is None:
         raise NotAllowed(f"There is no missing value {name!r:.100}.")
     return found
+
+
+#: What the functions are called in pickles, for good: the name is not the function's.
+_NAMED = {
+    "frame": dataframe,
+    "series": series,
+    "index": index,
+    "steps": steps,
+    "multi_index": multi_index,
+    "categorical": categorical,
+    "masked": masked,
+    "strings": strings,
+    "dates": dates,
+    "periods": periods,
+    "intervals": intervals,
+    "moment": moment,
+    "period": period,
+    "interval": interval,
+    "absent": absent,
+}
+wire_names.keep(wire_names.DATAFRAMES, _NAMED)
+
+
+def names() -> Iterator[tuple[str, str, Entry]]:
+    """Yield the names in pickles that stand for the functions of this room."""
+    for name, make in _NAMED.items():
+        yield wire_names.DATAFRAMES, name, Entry(make, call=True, bound=True)

@@ -1,4 +1,4 @@
-"""Frames, series, indexes and values of pandas: they come back unchanged."""
+"""DataFrames, series, indexes and values of pandas: they come back unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import arrays, codec, frame_spellings, frames
+from state_server import arrays, codec, dataframe_spellings, dataframes
 from state_server.contexts import WriteContext
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 
@@ -25,7 +25,7 @@ np = pytest.importorskip("numpy", reason="numpy is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 import pandas.testing as tm  # noqa: E402
 
-from .test_arrays import Call, Unknown, dtype_call, hostile_frames, python  # noqa: E402
+from .test_arrays import Call, Unknown, dtype_call, hostile_pickles, python  # noqa: E402
 
 ROWS = 6
 PLACE = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -101,11 +101,11 @@ NO_INDEX = {"half", "objects", "moments"}
 
 
 def frame_of_all() -> Any:
-    """Return a frame with a column of each kind."""
+    """Return a DataFrame with a column of each kind."""
     return pd.DataFrame({name: pd.Series(values) for name, values in COLUMNS.items()})
 
 
-FRAMES: dict[str, Any] = {
+DATAFRAMES: dict[str, Any] = {
     "every kind": frame_of_all(),
     "nothing": pd.DataFrame(),
     "rows without columns": pd.DataFrame(index=range(5)),
@@ -188,8 +188,8 @@ MOMENTS = [
 ]
 
 
-def assert_same_frame(left: Any, right: Any) -> None:
-    """Check that two frames are alike in values, dtypes, labels and attributes."""
+def assert_same_dataframe(left: Any, right: Any) -> None:
+    """Check that two DataFrames are alike in values, dtypes, labels and attributes."""
     tm.assert_frame_equal(left, right, check_freq=True)
     assert type(left.index) is type(right.index)
     assert type(left.columns) is type(right.columns)
@@ -197,22 +197,22 @@ def assert_same_frame(left: Any, right: Any) -> None:
     assert (left.attrs, left.flags) == (right.attrs, right.flags)
     for name in left.columns if left.columns.is_unique else ():
         if left[name].dtype == object:
-            kinds = [list(map(type, frame[name])) for frame in (left, right)]
+            kinds = [list(map(type, dataframe[name])) for dataframe in (left, right)]
             assert kinds[0] == kinds[1]
 
 
 # Round trips -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FRAMES)
-def test_frames_come_back_as_they_were(name: str) -> None:
+@pytest.mark.parametrize("name", DATAFRAMES)
+def test_dataframes_come_back_as_they_were(name: str) -> None:
     """Values, dtypes, row and column labels, names, frequencies: all are the same."""
-    value = FRAMES[name]
-    assert_same_frame(value, codec.decode(codec.encode(value)))
+    value = DATAFRAMES[name]
+    assert_same_dataframe(value, codec.decode(codec.encode(value)))
     head, buffers = codec.encode_with_buffers({"key": [value]}, buffer_bytes_min=1)
     received = [bytearray(buffer) for buffer in buffers]
     again = codec.decode(head, buffers=received)["key"][0]
-    assert_same_frame(value, again)
+    assert_same_dataframe(value, again)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -273,19 +273,19 @@ def test_a_zone_by_name_is_told_as_such() -> None:
     """The reader makes it in the way of its own pandas, which may be another."""
     context = WriteContext(codec.DEFAULT_LIMITS, object)
     for value in (pd.Timestamp(0, tz="Europe/Berlin"), days(tz="Europe/Berlin").array):
-        _, (_, zone, native) = frame_spellings.spelling(context, value)
+        _, (_, zone, native) = dataframe_spellings.spelling(context, value)
         assert (zone, native) == (PLACE, True)
 
 
 def test_attributes_and_flags_travel() -> None:
     """What was written to attrs, and that labels are unique, comes back."""
-    frame = pd.DataFrame({"a": [1, 2]}).set_flags(allows_duplicate_labels=False)
-    frame.attrs["note"] = {"from": [datetime.date(2020, 1, 1)]}
-    again = codec.decode(codec.encode(frame))
-    assert_same_frame(frame, again)
-    assert again.attrs == frame.attrs
+    dataframe = pd.DataFrame({"a": [1, 2]}).set_flags(allows_duplicate_labels=False)
+    dataframe.attrs["note"] = {"from": [datetime.date(2020, 1, 1)]}
+    again = codec.decode(codec.encode(dataframe))
+    assert_same_dataframe(dataframe, again)
+    assert again.attrs == dataframe.attrs
     assert not again.flags.allows_duplicate_labels
-    series = frame["a"]
+    series = dataframe["a"]
     assert codec.decode(codec.encode(series)).attrs == series.attrs
 
 
@@ -309,10 +309,10 @@ columns = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.text() | st.integers(), columns, max_size=5))
-def test_any_frame_of_the_usual_columns_comes_back(data: dict[Any, Any]) -> None:
-    """Whatever is in the columns and however they are called, the frame is the same."""
+def test_any_dataframe_of_the_usual_columns_comes_back(data: dict[Any, Any]) -> None:
+    """Whatever is in the columns and however they are called, it is the same."""
     value = pd.DataFrame(data)
-    assert_same_frame(value, codec.decode(codec.encode(value)))
+    assert_same_dataframe(value, codec.decode(codec.encode(value)))
 
 
 # Memory ------------------------------------------------------------------------------
@@ -333,28 +333,28 @@ def test_a_large_frame_is_few_buffers_and_is_not_copied() -> None:
     received = [bytearray(buffer) for buffer in buffers]
     again = codec.decode(head, buffers=received)
     assert np.shares_memory(again["a"].to_numpy(), np.frombuffer(received[0]))
-    assert_same_frame(mixed, again)
+    assert_same_dataframe(mixed, again)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_frames_may_always_be_written_to(read_only: bool, kind: type) -> None:
+def test_dataframes_may_always_be_written_to(read_only: bool, kind: type) -> None:
     """Half of what pandas does would fail on constant memory; so theirs never is."""
-    for value in (FRAMES["numbers"], FRAMES["every kind"]):
+    for value in (DATAFRAMES["numbers"], DATAFRAMES["every kind"]):
         head, buffers = codec.encode_with_buffers([value], buffer_bytes_min=1)
         received = [kind(buffer) for buffer in buffers]
         for data, given_ in ((head, received), (codec.encode([value]), [])):
-            frame = codec.decode(data, buffers=given_, read_only=read_only)[0]
-            name = frame.columns[0]
-            frame.loc[0, name] = 77
-            assert frame[name].tolist() == [77, *value[name].tolist()[1:]]
-            assert_same_frame(value.iloc[1:], frame.iloc[1:])
+            dataframe = codec.decode(data, buffers=given_, read_only=read_only)[0]
+            name = dataframe.columns[0]
+            dataframe.loc[0, name] = 77
+            assert dataframe[name].tolist() == [77, *value[name].tolist()[1:]]
+            assert_same_dataframe(value.iloc[1:], dataframe.iloc[1:])
 
 
 def test_a_frame_of_many_parts_is_put_together() -> None:
-    """pandas warns when a column is added to a frame of very many parts."""
-    frame = codec.decode(codec.encode(FRAMES["more parts than pandas likes"]))
-    frame["one more"] = 1
+    """pandas warns when a column is added to a DataFrame of very many parts."""
+    dataframe = codec.decode(codec.encode(DATAFRAMES["more parts than pandas likes"]))
+    dataframe["one more"] = 1
 
 
 def test_rows_that_are_there_are_not_counted_again() -> None:
@@ -372,7 +372,7 @@ def test_rows_that_are_there_are_not_counted_again() -> None:
 
 
 class OwnFrame(pd.DataFrame):  # type: ignore[misc, name-defined]
-    """A class that somebody built upon frames."""
+    """A class that somebody built upon DataFrames."""
 
 
 class OwnSeries(pd.Series):  # type: ignore[misc, name-defined]
@@ -390,9 +390,9 @@ class OwnSeries(pd.Series):  # type: ignore[misc, name-defined]
         (pd.Series([1], index=[Unknown()]), "Unknown may not travel"),
         (pd.Series([1]).array, r"send value.to_numpy\(\)"),
         (pd.Series([1], name=Unknown()), "Unknown may not travel"),
-        (pd.offsets.Day(), "of pandas, only frames, series, indexes"),
-        (pd.CategoricalDtype(), "of pandas, only frames, series, indexes"),
-        (pd.Series([1]).rolling(1), "of pandas, only frames, series, indexes"),
+        (pd.offsets.Day(), "of pandas, only DataFrames, series, indexes"),
+        (pd.CategoricalDtype(), "of pandas, only DataFrames, series, indexes"),
+        (pd.Series([1]).rolling(1), "of pandas, only DataFrames, series, indexes"),
         (pd.DataFrame, r"DataFrame is no value; only instances travel"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -411,7 +411,7 @@ def test_time_zones_of_other_libraries_are_refused_with_the_way_out() -> None:
         codec.encode(pd.Series(pd.DatetimeIndex(["2020-01-01"], tz=zone)))
 
 
-def test_classes_upon_frames_cannot_be_allowed() -> None:
+def test_classes_upon_dataframes_cannot_be_allowed() -> None:
     """Their state would be pandas' own insides; allow() says so at once."""
     for cls in (OwnFrame, pd.DataFrame, pd.Timestamp):
         with pytest.raises(ConfigError, match="cannot be allowed"):
@@ -420,7 +420,7 @@ def test_classes_upon_frames_cannot_be_allowed() -> None:
 
 def test_stock_clients_are_told_to_use_ours() -> None:
     """pandas' own pickles are neither read nor written; the error names the way."""
-    for value in (FRAMES["numbers"], pd.Series([1]), pd.Timestamp("2020"), pd.NaT):
+    for value in (DATAFRAMES["numbers"], pd.Series([1]), pd.Timestamp("2020"), pd.NaT):
         with pytest.raises(NotAllowed, match=r"state_server.connect\(\)"):
             codec.decode(pickle.dumps(value, 4))
         with pytest.raises(NotAllowed, match=r"state_server.connect\(\)"):
@@ -440,32 +440,32 @@ except NotAllowed as error:
 
 
 def test_where_pandas_is_missing_the_error_says_so() -> None:
-    """A process that has numpy alone names what it needs for a frame."""
-    line = python(WITHOUT, repr(codec.encode(FRAMES["numbers"])))
+    """A process that has numpy alone names what it needs for a DataFrame."""
+    line = python(WITHOUT, repr(codec.encode(DATAFRAMES["numbers"])))
     assert "needs pandas" in line
     assert "pip install pandas" in line
 
 
-# Hostile frames ----------------------------------------------------------------------
+# Hostile values ----------------------------------------------------------------------
 
 THREE = np.arange(3.0)
 CODES = np.array([0, 1, -1], "i1")
 STEPS = (0, 3, 1, None)
 
 
-def frame(values: Any, columns: Any = (0, 1, 1, None), rows: Any = STEPS) -> Call:
-    """Spell a frame with anything as its parts."""
-    return Call(frames.frame, values, columns, rows, {}, False)
+def dataframe(values: Any, columns: Any = (0, 1, 1, None), rows: Any = STEPS) -> Call:
+    """Spell a DataFrame with anything as its parts."""
+    return Call(dataframes.dataframe, values, columns, rows, {}, False)
 
 
 def series(values: Any, rows: Any = STEPS, name: Any = None) -> Call:
     """Spell a series with anything as its parts."""
-    return Call(frames.series, values, rows, name, {}, False)
+    return Call(dataframes.series, values, rows, name, {}, False)
 
 
 def index(values: Any, name: Any = None, frequency: Any = None) -> Call:
     """Spell an index with anything as its parts."""
-    return Call(frames.index, values, name, frequency)
+    return Call(dataframes.index, values, name, frequency)
 
 
 LETTERS = index(np.array(["a", "b"], object))
@@ -473,98 +473,118 @@ DATES = np.arange(3).view("M8[D]").astype("M8[s]")
 DATE = np.datetime64(0, "s")
 HOSTILE: list[tuple[str, Any, str]] = [
     (
-        "a frame of a billion rows",
-        frame([], (0, 0, 1, None), (0, 10**9, 1, None)),
+        "a DataFrame of a billion rows",
+        dataframe([], (0, 0, 1, None), (0, 10**9, 1, None)),
         "nodes_max",
     ),
     (
-        "a frame of a billion columns",
-        frame(np.zeros((0, 1)), (0, 10**9, 1, None)),
+        "a DataFrame of a billion columns",
+        dataframe(np.zeros((0, 1)), (0, 10**9, 1, None)),
         "for 1 val",
     ),
-    ("an index of a billion", Call(frames.steps, 0, 10**9, 1, None), "nodes_max"),
+    ("an index of a billion", Call(dataframes.steps, 0, 10**9, 1, None), "nodes_max"),
     (
         "an index without end",
-        Call(frames.steps, 0, 10**300, 1, None),
+        Call(dataframes.steps, 0, 10**300, 1, None),
         "beyond all numbers",
     ),
-    ("an index of no steps", Call(frames.steps, 0, 3, 0, None), "not made of numbers"),
     (
-        "an index of text steps",
-        Call(frames.steps, "0", 3, 1, None),
+        "an index of no steps",
+        Call(dataframes.steps, 0, 3, 0, None),
         "not made of numbers",
     ),
-    ("an index of true steps", Call(frames.steps, False, 3, True, None), "not made of"),
+    (
+        "an index of text steps",
+        Call(dataframes.steps, "0", 3, 1, None),
+        "not made of numbers",
+    ),
+    (
+        "an index of true steps",
+        Call(dataframes.steps, False, 3, True, None),
+        "not made of",
+    ),
     (
         "columns of other lengths",
-        frame([THREE, THREE[:2]], (0, 2, 1, None)),
+        dataframe([THREE, THREE[:2]], (0, 2, 1, None)),
         "not as long",
     ),
     (
         "more labels than columns",
-        frame([THREE], (0, 2, 1, None)),
+        dataframe([THREE], (0, 2, 1, None)),
         "2 labels for 1 values",
     ),
     (
         "fewer labels than rows",
-        frame([THREE], rows=(0, 2, 1, None)),
+        dataframe([THREE], rows=(0, 2, 1, None)),
         "2 labels for 3 values",
     ),
-    ("an index of other length", frame([THREE], rows=LETTERS), "2 labels for 3 values"),
+    (
+        "an index of other length",
+        dataframe([THREE], rows=LETTERS),
+        "2 labels for 3 values",
+    ),
     (
         "a block with other labels",
-        frame(np.zeros((3, 2)), (0, 3, 1, None)),
+        dataframe(np.zeros((3, 2)), (0, 3, 1, None)),
         "3 labels for 2",
     ),
     (
         "a block with other rows",
-        frame(np.zeros((3, 2)), (0, 2, 1, None), LETTERS),
+        dataframe(np.zeros((3, 2)), (0, 2, 1, None), LETTERS),
         "2 labels",
     ),
-    ("a block of one dimension", frame(THREE), "1 dimensions"),
-    ("a block of three", frame(np.zeros((3, 1, 1))), "3 dimensions"),
-    ("a column of two dimensions", frame([np.zeros((3, 1))]), "2 dimensions"),
-    ("columns in a tuple", frame((THREE,)), "not made of an array or a list"),
-    ("a column that is a list", frame([[1, 2, 3]]), "column is a list"),
-    ("a column that is text", frame(["abc"]), "column is a str"),
+    ("a block of one dimension", dataframe(THREE), "1 dimensions"),
+    ("a block of three", dataframe(np.zeros((3, 1, 1))), "3 dimensions"),
+    ("a column of two dimensions", dataframe([np.zeros((3, 1))]), "2 dimensions"),
+    ("columns in a tuple", dataframe((THREE,)), "not made of an array or a list"),
+    ("a column that is a list", dataframe([[1, 2, 3]]), "column is a list"),
+    ("a column that is text", dataframe(["abc"]), "column is a str"),
     (
         "a column that is an index",
-        frame([Call(frames.steps, 0, 3, 1, None)]),
+        dataframe([Call(dataframes.steps, 0, 3, 1, None)]),
         "RangeIndex",
     ),
     (
         "a column of bytes, which pandas makes objects of",
-        frame([np.array([b"a"] * 3)]),
+        dataframe([np.array([b"a"] * 3)]),
         "S1",
     ),
-    ("a column of characters", frame([np.array(["a"] * 3)]), "dtype <U1"),
-    ("a column of fields", frame([np.zeros(3, [("a", "i1")])]), "dtype"),
-    ("an index that is a list", frame([THREE], rows=[0, 1, 2]), "An index is a list"),
-    ("an index that is an array", frame([THREE], rows=THREE), "An index is a ndarray"),
-    ("an index of a short tuple", frame([THREE], rows=(0, 3)), "ValueError"),
+    ("a column of characters", dataframe([np.array(["a"] * 3)]), "dtype <U1"),
+    ("a column of fields", dataframe([np.zeros(3, [("a", "i1")])]), "dtype"),
+    (
+        "an index that is a list",
+        dataframe([THREE], rows=[0, 1, 2]),
+        "An index is a list",
+    ),
+    (
+        "an index that is an array",
+        dataframe([THREE], rows=THREE),
+        "An index is a ndarray",
+    ),
+    ("an index of a short tuple", dataframe([THREE], rows=(0, 3)), "ValueError"),
     (
         "attributes that are a list",
-        Call(frames.frame, [THREE], STEPS, STEPS, [], 0),
+        Call(dataframes.dataframe, [THREE], STEPS, STEPS, [], 0),
         "lab|att",
     ),
     (
         "a flag that is a number",
-        Call(frames.series, THREE, STEPS, None, {}, 1),
+        Call(dataframes.series, THREE, STEPS, None, {}, 1),
         "attributes",
     ),
     (
         "labels that are to be unique and are not",
-        Call(frames.series, THREE, index(np.zeros(3)), None, {}, True),
+        Call(dataframes.series, THREE, index(np.zeros(3)), None, {}, True),
         "Duplicate",
     ),
-    ("too few parts", Call(frames.frame, [THREE]), "ValueError"),
+    ("too few parts", Call(dataframes.dataframe, [THREE]), "ValueError"),
     ("a series of two dimensions", series(np.zeros((3, 2))), "2 dimensions"),
     ("a series of other length", series(THREE, (0, 2, 1, None)), "2 labels for 3"),
     ("a name that cannot be hashed", series(THREE, name=[1]), "TypeError"),
     ("an index whose name cannot be hashed", index(THREE, [1]), "TypeError"),
     (
         "steps whose name cannot be hashed",
-        Call(frames.steps, 0, 3, 1, [1]),
+        Call(dataframes.steps, 0, 3, 1, [1]),
         "TypeError",
     ),
     ("an index of text", index("abc"), "column is a str"),
@@ -581,140 +601,152 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("a frequency that is a list", index(DATES, None, ["D"]), "no frequency"),
     (
         "codes beyond the categories",
-        Call(frames.categorical, CODES, index(THREE[:1]), False),
+        Call(dataframes.categorical, CODES, index(THREE[:1]), False),
         "ValueError",
     ),
     (
         "codes below none",
-        Call(frames.categorical, CODES - 5, LETTERS, False),
+        Call(dataframes.categorical, CODES - 5, LETTERS, False),
         "ValueError",
     ),
     (
         "codes that are floats",
-        Call(frames.categorical, THREE, LETTERS, False),
+        Call(dataframes.categorical, THREE, LETTERS, False),
         "no numbers",
     ),
     (
         "codes of two dimensions",
-        Call(frames.categorical, np.zeros((2, 2), "i1"), LETTERS, False),
+        Call(dataframes.categorical, np.zeros((2, 2), "i1"), LETTERS, False),
         "2 dimensions",
     ),
     (
         "categories that repeat",
-        Call(frames.categorical, CODES, index(np.zeros(3)), False),
+        Call(dataframes.categorical, CODES, index(np.zeros(3)), False),
         "ValueError",
     ),
     (
         "categories that are a list",
-        Call(frames.categorical, CODES, ["a", "b"], False),
+        Call(dataframes.categorical, CODES, ["a", "b"], False),
         "no index",
     ),
     (
         "categories that cannot be hashed",
-        Call(frames.categorical, CODES, index(np.array([[1], [2]], object)), False),
+        Call(dataframes.categorical, CODES, index(np.array([[1], [2]], object)), False),
         "2 dimensions|TypeError",
     ),
     (
         "an order that is a number",
-        Call(frames.categorical, CODES, LETTERS, 1),
+        Call(dataframes.categorical, CODES, LETTERS, 1),
         "no index",
     ),
     (
         "a mask of other length",
-        Call(frames.masked, THREE, np.zeros(2, bool)),
+        Call(dataframes.masked, THREE, np.zeros(2, bool)),
         "do not fit",
     ),
-    ("a mask of numbers", Call(frames.masked, THREE, np.zeros(3, "i1")), "do not fit"),
-    ("a mask that is a list", Call(frames.masked, THREE, [True] * 3), "no arrays"),
+    (
+        "a mask of numbers",
+        Call(dataframes.masked, THREE, np.zeros(3, "i1")),
+        "do not fit",
+    ),
+    ("a mask that is a list", Call(dataframes.masked, THREE, [True] * 3), "no arrays"),
     (
         "text under a mask",
-        Call(frames.masked, np.array(["a"]), np.zeros(1, bool)),
+        Call(dataframes.masked, np.array(["a"]), np.zeros(1, bool)),
         "do not fit",
     ),
     (
         "half floats under a mask",
-        Call(frames.masked, THREE.astype("f2"), np.zeros(3, bool)),
+        Call(dataframes.masked, THREE.astype("f2"), np.zeros(3, bool)),
         "TypeError|NotImpl|Error",
     ),
     (
         "text that is numbers",
-        Call(frames.strings, "python", True, ["a", 1]),
+        Call(dataframes.strings, "python", True, ["a", 1]),
         "something else",
     ),
-    ("text in a tuple", Call(frames.strings, "python", True, ("a",)), "something else"),
-    ("dates that are numbers", Call(frames.dates, THREE, None, False), "none"),
+    (
+        "text in a tuple",
+        Call(dataframes.strings, "python", True, ("a",)),
+        "something else",
+    ),
+    ("dates that are numbers", Call(dataframes.dates, THREE, None, False), "none"),
     (
         "dates with a zone of text",
-        Call(frames.dates, DATES, "UTC", False),
+        Call(dataframes.dates, DATES, "UTC", False),
         "zone that is none",
     ),
-    ("spans that are floats", Call(frames.periods, THREE, "M"), "no numbers"),
+    ("spans that are floats", Call(dataframes.periods, THREE, "M"), "no numbers"),
     (
         "spans of a strange frequency",
-        Call(frames.periods, np.arange(3), "C"),
+        Call(dataframes.periods, np.arange(3), "C"),
         "no frequency",
     ),
     (
         "spans of a huge frequency",
-        Call(frames.periods, np.arange(3), "9" * 20 + "D"),
+        Call(dataframes.periods, np.arange(3), "9" * 20 + "D"),
         "no freq",
     ),
-    ("intervals of arrays", Call(frames.intervals, THREE, THREE, "left"), "no index"),
+    (
+        "intervals of arrays",
+        Call(dataframes.intervals, THREE, THREE, "left"),
+        "no index",
+    ),
     (
         "intervals that are upside down",
-        Call(frames.intervals, index(THREE), index(-THREE), "left"),
+        Call(dataframes.intervals, index(THREE), index(-THREE), "left"),
         "ValueError",
     ),
     (
         "intervals of other lengths",
-        Call(frames.intervals, index(THREE), LETTERS, "left"),
+        Call(dataframes.intervals, index(THREE), LETTERS, "left"),
         "Error",
     ),
     (
         "intervals with strange ends",
-        Call(frames.intervals, index(THREE), index(THREE), "up"),
+        Call(dataframes.intervals, index(THREE), index(THREE), "up"),
         "no ends",
     ),
     (
         "levels without codes",
-        Call(frames.multi_index, [LETTERS], [], [None]),
+        Call(dataframes.multi_index, [LETTERS], [], [None]),
         "not as many",
     ),
     (
         "codes beyond a level",
-        Call(frames.multi_index, [LETTERS], [CODES + 1], [None]),
+        Call(dataframes.multi_index, [LETTERS], [CODES + 1], [None]),
         "Error",
     ),
     (
         "codes below a level",
-        Call(frames.multi_index, [LETTERS], [CODES - 5], [None]),
+        Call(dataframes.multi_index, [LETTERS], [CODES - 5], [None]),
         "Error",
     ),
     (
         "codes of other lengths",
-        Call(frames.multi_index, [LETTERS] * 2, [CODES, CODES[:1]], [None] * 2),
+        Call(dataframes.multi_index, [LETTERS] * 2, [CODES, CODES[:1]], [None] * 2),
         "Error",
     ),
     (
         "codes of a level that are floats",
-        Call(frames.multi_index, [LETTERS], [THREE], [None]),
+        Call(dataframes.multi_index, [LETTERS], [THREE], [None]),
         "no numbers",
     ),
     (
         "a level that is a list",
-        Call(frames.multi_index, [["a"]], [CODES], [None]),
+        Call(dataframes.multi_index, [["a"]], [CODES], [None]),
         "no index",
     ),
     (
         "a level that repeats",
-        Call(frames.multi_index, [index(np.zeros(3))], [CODES], [None]),
+        Call(dataframes.multi_index, [index(np.zeros(3))], [CODES], [None]),
         "Error",
     ),
     (
         "levels in levels",
         Call(
-            frames.multi_index,
-            [Call(frames.multi_index, [LETTERS], [CODES], [None])],
+            dataframes.multi_index,
+            [Call(dataframes.multi_index, [LETTERS], [CODES], [None])],
             [CODES],
             [None],
         ),
@@ -722,57 +754,61 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ),
     (
         "names of a level that cannot be hashed",
-        Call(frames.multi_index, [LETTERS], [CODES], [[1]]),
+        Call(dataframes.multi_index, [LETTERS], [CODES], [[1]]),
         "Error",
     ),
-    ("no levels", Call(frames.multi_index, [], [], []), "Error"),
+    ("no levels", Call(dataframes.multi_index, [], [], []), "Error"),
     (
         "levels that are a tuple",
-        Call(frames.multi_index, (LETTERS,), [CODES], [None]),
+        Call(dataframes.multi_index, (LETTERS,), [CODES], [None]),
         "lists",
     ),
-    ("a moment that is a number", Call(frames.moment, 5, None, False), "is none"),
-    ("a moment that is text", Call(frames.moment, "2020", None, False), "is none"),
+    ("a moment that is a number", Call(dataframes.moment, 5, None, False), "is none"),
+    ("a moment that is text", Call(dataframes.moment, "2020", None, False), "is none"),
     (
         "a moment of years",
-        Call(frames.moment, np.datetime64(5, "Y"), None, False),
+        Call(dataframes.moment, np.datetime64(5, "Y"), None, False),
         "unit",
     ),
     (
         "a moment of no time",
-        Call(frames.moment, np.datetime64("NaT", "s"), None, False),
+        Call(dataframes.moment, np.datetime64("NaT", "s"), None, False),
         "unit",
     ),
     (
         "a moment in no zone",
-        Call(frames.moment, DATE, "Europe/Berlin", True),
+        Call(dataframes.moment, DATE, "Europe/Berlin", True),
         "zone that is",
     ),
     (
         "a moment in a zone of no key",
-        Call(frames.moment, DATE, 5, True),
+        Call(dataframes.moment, DATE, 5, True),
         "zone that is",
     ),
     (
         "a moment beyond the clocks",
-        Call(frames.moment, np.datetime64(2**62, "s"), EAST, False),
+        Call(dataframes.moment, np.datetime64(2**62, "s"), EAST, False),
         "years 1 to 9999",
     ),
     (
         "dates beyond the clocks",
-        Call(frames.dates, np.full(3, -(2**62), "M8[ms]"), EAST, False),
+        Call(dataframes.dates, np.full(3, -(2**62), "M8[ms]"), EAST, False),
         "years 1 to 9999",
     ),
-    ("a span of no number", Call(frames.period, "M", 1.5), "no number"),
-    ("a span of a huge number", Call(frames.period, "M", 2**70), "no number"),
-    ("a span of a strange frequency", Call(frames.period, "os", 1), "no frequency"),
-    ("an interval of text", Call(frames.interval, "a", "b", "left"), "Error"),
-    ("an interval upside down", Call(frames.interval, 2, 1, "left"), "ValueError"),
-    ("an interval with strange ends", Call(frames.interval, 1, 2, ["left"]), "no ends"),
-    ("an unknown missing value", Call(frames.absent, "NaN"), "no missing value"),
+    ("a span of no number", Call(dataframes.period, "M", 1.5), "no number"),
+    ("a span of a huge number", Call(dataframes.period, "M", 2**70), "no number"),
+    ("a span of a strange frequency", Call(dataframes.period, "os", 1), "no frequency"),
+    ("an interval of text", Call(dataframes.interval, "a", "b", "left"), "Error"),
+    ("an interval upside down", Call(dataframes.interval, 2, 1, "left"), "ValueError"),
+    (
+        "an interval with strange ends",
+        Call(dataframes.interval, 1, 2, ["left"]),
+        "no ends",
+    ),
+    ("an unknown missing value", Call(dataframes.absent, "NaN"), "no missing value"),
     (
         "a missing value that is a list",
-        Call(frames.absent, ["NaT"]),
+        Call(dataframes.absent, ["NaT"]),
         "TypeError|no missing",
     ),
     ("a manager of blocks", Call(pd.DataFrame, 1), "pandas' own pickles are not read"),
@@ -781,7 +817,11 @@ HOSTILE: list[tuple[str, Any, str]] = [
         Call(pd.read_pickle, "/etc/passwd"),
         "pandas' own pickles",
     ),
-    ("a dtype of numpy as a frame", frame(dtype_call()), "not made of an array"),
+    (
+        "a dtype of numpy as a DataFrame",
+        dataframe(dtype_call()),
+        "not made of an array",
+    ),
     (
         "an object array in itself",
         functools.reduce(
@@ -795,7 +835,7 @@ HOSTILE: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(
     ("value", "words"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE]
 )
-def test_a_forged_frame_is_refused(value: Any, words: str) -> None:
+def test_a_forged_value_is_refused(value: Any, words: str) -> None:
     """No length, code, label or frequency is taken at its word."""
     with pytest.raises((NotAllowed, TooLarge), match=words):
         codec.decode(pickle.dumps(value, 4))
@@ -806,7 +846,7 @@ def test_a_frequency_that_is_slow_to_check_is_left_away() -> None:
     value = index(np.arange(3_000_000).view("M8[s]"), None, "ME")
     made = codec.decode(pickle.dumps([value] * 2, 4))
     assert made[0].freq is None
-    rows = frames.CALENDAR_ROWS_MAX
+    rows = dataframes.CALENDAR_ROWS_MAX
     months = pd.date_range("1000", periods=rows, freq="W", unit="s")
     assert codec.decode(codec.encode(months)).freq == months.freq
     one, two = codec.decode(codec.encode([months[:-9], months[:10]]))
@@ -815,11 +855,11 @@ def test_a_frequency_that_is_slow_to_check_is_left_away() -> None:
     assert codec.decode(codec.encode(hours)).freq == hours.freq
 
 
-def test_damaged_frames_raise_only_our_errors() -> None:
-    """Valid frames with bytes changed, removed or mixed give values or our errors."""
+def test_damaged_pickles_raise_only_our_errors() -> None:
+    """Valid pickles with bytes changed, removed or mixed give values or our errors."""
     source = random.Random(11)
     whole = [
-        *FRAMES.values(),
+        *DATAFRAMES.values(),
         *INDEXES.values(),
         *MOMENTS,
         *map(pd.Series, COLUMNS.values()),
@@ -857,7 +897,7 @@ value = pandas.DataFrame({"a": pandas.date_range("2020", periods=3)})
 repr(codec.decode(codec.encode(value)))
 EVENTS = {"import", "open", "exec", "compile", "os.system", "os.listdir",
           "socket.connect", "subprocess.Popen"}
-frames = pickle.load(sys.stdin.buffer)
+pickles = pickle.load(sys.stdin.buffer)
 seen = []
 inside = False
 
@@ -868,7 +908,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 slowest = 0
-for data in frames:
+for data in pickles:
     inside, began = True, time.process_time()
     try:
         codec.decode(data)
@@ -886,7 +926,7 @@ for event in seen:
 
 def test_forged_values_touch_nothing_and_take_bounded_memory() -> None:
     """A process reads all of them: no file, socket or import, no bomb, no wait."""
-    data_of = [data for _, data, _ in hostile_frames()]
+    data_of = [data for _, data, _ in hostile_pickles()]
     data_of += [pickle.dumps(value, 4) for _, value, _ in HOSTILE]
     done = subprocess.run(
         [sys.executable, "-c", WATCHER],

@@ -1,7 +1,7 @@
-"""How frames, series, indexes and single values of pandas are written.
+"""How DataFrames, series, indexes and single values of pandas are written.
 
-The forms are those of ``frames``, which makes the values again. Only what pandas shows
-in public is asked for. Pickle and the way back may not enter.
+The forms are those of ``dataframes``, which makes the values again. Only what pandas
+shows in public is asked for. Pickle and the way back may not enter.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from .contexts import WriteContext
-from .dtypes import numpy_here
-from .frames import (
+from .dataframes import (
     FREQUENCY,
     SPAN,
     Steps,
     absent,
     categorical,
     check_clock,
+    dataframe,
     dates,
-    frame,
     index,
     interval,
     intervals,
@@ -37,13 +36,14 @@ from .frames import (
     steps,
     strings,
 )
+from .dtypes import numpy_here
 from .refusals import Foreign
 
 _SUBCLASS = "send pandas.{0}(value)"
 _OTHER_ARRAY = "send value.astype(object), or a dtype of numpy's or pandas' own"
 _NUMPY_ARRAY = "send value.to_numpy()"
 _OTHER_ZONE = "convert it to a time zone of zoneinfo, with tz_convert()"
-_OTHER = "of pandas, only frames, series, indexes, arrays and their values do"
+_OTHER = "of pandas, only DataFrames, series, indexes, arrays and their values do"
 _STOCK = (
     "values of pandas are for our own client: use state_server.connect() in place of a "
     "client that knows only the standard library"
@@ -82,7 +82,7 @@ def _spellings() -> dict[type, Callable[[Any], Any]]:
     )  # fmt: skip
     masked_arrays = arrays.IntegerArray, arrays.FloatingArray, arrays.BooleanArray
     return {
-        pandas.DataFrame: _spell_frame,
+        pandas.DataFrame: _spell_dataframe,
         pandas.Series: _spell_series,
         pandas.RangeIndex: lambda value: (steps, _steps_of(value)),
         pandas.MultiIndex: _spell_multi_index,
@@ -103,8 +103,8 @@ def _spellings() -> dict[type, Callable[[Any], Any]]:
     }
 
 
-def _spell_frame(value: Any) -> Any:
-    """Spell a frame: all values as one array if they are alike, else by columns."""
+def _spell_dataframe(value: Any) -> Any:
+    """Spell a DataFrame: all values as one array if they are alike, else by columns."""
     numpy = numpy_here()
     kinds = set(value.dtypes)
     whole = len(kinds) == 1 and value.shape[0] > 0 and value.shape[1] > 1
@@ -113,7 +113,7 @@ def _spell_frame(value: Any) -> Any:
     else:
         values = [_values_of(value.iloc[:, i]) for i in range(value.shape[1])]
     labels = _index_part(value.columns), _index_part(value.index)
-    return frame, (values, *labels, dict(value.attrs), _unique(value))
+    return dataframe, (values, *labels, dict(value.attrs), _unique(value))
 
 
 def _spell_series(value: Any) -> Any:
@@ -136,7 +136,7 @@ def _values_of(value: Any) -> Any:
 
 
 def _index_part(value: Any) -> Any:
-    """Return an index as part of a frame: equal steps are no index of their own.
+    """Return an index as part of a DataFrame: equal steps are no index of their own.
 
     What they stand for is in the rows, so it need not be counted again.
     """

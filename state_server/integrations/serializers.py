@@ -1,0 +1,47 @@
+"""How a cached value is packed: with the package's codec instead of pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO, Any
+
+from cachelib.serializers import BaseSerializer
+
+from state_server import codec
+
+#: What ``Client.get`` does for a handle that is found inside a value.
+Reference = Callable[[str, str], Any]
+
+
+class CodecSerializer(BaseSerializer):
+    """Packs values with the codec of the package instead of pickle.
+
+    Takes what may travel to a shared object: plain values, containers, and classes
+    given to ``state_server.allow``. ``reference`` makes a handle of the class name and
+    key of a shared object that a value refers to.
+    """
+
+    def __init__(self, reference: Reference | None = None) -> None:
+        self._reference = reference
+
+    def dumps(self, value: Any, *_: Any) -> bytes:
+        """Return the value as bytes; raises ``NotAllowed`` and ``TooLarge``."""
+        return codec.encode(value)
+
+    def loads(self, bvalue: bytes) -> Any:
+        """Return the value of the bytes; raises ``NotAllowed`` and ``TooLarge``."""
+        if self._reference is None:
+            return codec.decode(bvalue)
+        return codec.decode(bvalue, reference=self._reference)
+
+    def dump(self, value: Any, f: IO[bytes], *_: Any) -> None:
+        """Write the value to a file."""
+        f.write(self.dumps(value))
+
+    def load(self, f: IO[bytes]) -> Any:
+        """Return the value that a file holds."""
+        return self.loads(f.read())
+
+    def referring(self, reference: Reference) -> CodecSerializer:
+        """Return a serializer like this one that makes handles with ``reference``."""
+        return type(self)(reference)
