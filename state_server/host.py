@@ -68,9 +68,15 @@ class Host:
         self._performer = Performer(boot_id, limits.frame_bytes_max, committer, clock)
         self._closing = False
         self._pending = 0
+        #: What the pending calls hold; a call that waits for its commit counts, as it
+        #: is kept until then, and its arguments may be what is to be written.
+        self._pending_bytes = 0
         self._given_again = 0
         self._calls = 0
         self._pending_edge = Edge(log, "calls waiting", limits.pending_max)
+        self._pending_bytes_edge = Edge(
+            log, "bytes of calls waiting", limits.pending_bytes_max
+        )
 
     def __repr__(self) -> str:
         """Return the numbers an operator asks for first."""
@@ -143,6 +149,7 @@ class Host:
             return {
                 "objects": len(self._residents),
                 "pending": self._pending,
+                "pending_bytes": self._pending_bytes,
                 "lanes": len(self._lanes),
                 "calls": self._calls,
                 "replies_given_again": self._given_again,
@@ -151,13 +158,19 @@ class Host:
     def check(self) -> None:
         """Raise ``AssertionError`` if the tables contradict each other."""
         with self._lock:
-            waiting = 0
+            waiting: list[Ticket] = []
             for resident in self._residents:
-                waiting += len(resident.queue) + (resident.current is not None)
                 assert resident.current is not None or not resident.queue, resident
+                waiting += resident.queue
+                if resident.current is not None:
+                    waiting.append(resident.current)
+            held = sum(ticket.call.held_bytes for ticket in waiting)
+            found, counted = (len(waiting), held), (self._pending, self._pending_bytes)
             # Calls that have run and wait for their commit are pending as well.
-            assert waiting <= self._pending, (waiting, self._pending)
-            assert self._committer or waiting == self._pending
+            assert found[0] <= counted[0], (found, counted)
+            assert found[1] <= counted[1], (found, counted)
+            assert self._committer or found == counted, (found, counted)
+            assert self._pending or not self._pending_bytes, counted
             self._lanes.check()
 
     # Connections ---------------------------------------------------------------------
@@ -195,6 +208,7 @@ class Host:
         except ValueError:
             return
         self._pending -= 1
+        self._pending_bytes -= ticket.call.held_bytes
         if ticket.memory is not None:
             ticket.memory.ticket = None
 
@@ -231,6 +245,12 @@ class Host:
             raise Expired(f"The deadline of {call.name}.{call.method} has passed.")
         if self._pending_edge.reached(self._pending):
             raise Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
+        if self._pending_bytes >= self.limits.pending_bytes_max:
+            self._pending_bytes_edge.reached(self._pending_bytes)
+            raise Overloaded(
+                f"{self._pending_bytes} bytes of calls wait, the limit is "
+                f"{self.limits.pending_bytes_max} (pending_bytes_max)."
+            )
         resident = self._residents.find(call)
         if len(resident.queue) >= self.limits.queue_max:
             if not resident.is_full:
@@ -252,6 +272,7 @@ class Host:
         if memory is not None:
             memory.ticket = ticket
         self._pending += 1
+        self._pending_bytes += call.held_bytes
         if resident.current is None:
             resident.current = ticket
             ticket.started = True
@@ -383,6 +404,7 @@ class Host:
 
     def _end(self, ticket: Ticket, payload: Payload) -> Destination:
         """Remember the reply and return whom to give it; the caller holds the lock."""
+        self._pending_bytes -= ticket.call.held_bytes
         memory = ticket.memory
         if memory is not None:
             keep = len(payload) <= self.limits.remembered_bytes_max
@@ -421,6 +443,8 @@ class Host:
         """Let objects leave memory that nobody has called for a while."""
         with self._lock:
             self._residents.sweep()
+            # Here and not where a call ends: that would cost each of them.
+            self._pending_bytes_edge.left(self._pending_bytes)
 
     def prepare(self, shared: SharedClass) -> SharedClass:
         """Build the default object of a factory, to learn what it offers."""

@@ -63,7 +63,7 @@ def read_request(payload: Payload, call_timeout_s: float) -> Call | Verb:
 
     Raises ``NotAllowed`` when it is neither.
     """
-    request = codec.decode(payload)
+    request, held_bytes = codec.decode_measured(payload)
     if not isinstance(request, tuple) or len(request) != 4:
         raise NotAllowed("A stock request is a tuple of four.")
     identity, method, args, kwargs = request
@@ -76,7 +76,8 @@ def read_request(payload: Payload, call_timeout_s: float) -> Call | Verb:
     if not isinstance(identity, str):
         raise NotAllowed("A stock request names its object by text.")
     class_name, _, key = identity.partition("/")
-    return Call(class_name, key, method, (tuple(args), kwargs), call_timeout_s)
+    body = (tuple(args), kwargs)
+    return Call(class_name, key, method, body, call_timeout_s, held_bytes=held_bytes)
 
 
 def answer_verb(verb: Verb, describe: Callable[[str], Contract]) -> object:

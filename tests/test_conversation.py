@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -480,6 +481,21 @@ def test_stock_call_is_a_call_without_a_lane(stock_line: Line) -> None:
     assert (call.class_name, call.key, call.method) == ("Room", "a/b", "say")
     assert (call.lane, call.number) == (None, 0)
     assert call.remaining_s == line.desk.host.limits.call_timeout_max_s
+
+
+def test_calls_say_how_much_memory_they_hold(stock_line: Line) -> None:
+    """A call of ours holds its frame; a stock one its values, which may be larger."""
+    own = Line()
+    own.greet()
+    frame = own.call(("Room", "k", "say"), "x" * 1000)
+    call = own.say(frame)
+    many: list[object] = [[] for _ in range(10_000)]
+    stock_call = accepted(stock_line).say(stock_frame("Room/default", "say", many))
+
+    assert isinstance(call, Call)
+    assert call.held_bytes == len(frame)
+    assert isinstance(stock_call, Call)
+    assert stock_call.held_bytes >= 10_000 * sys.getsizeof([])
 
 
 def test_replies_to_stock_calls_are_spelled_for_stock_clients(

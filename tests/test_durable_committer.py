@@ -718,6 +718,26 @@ def test_an_image_holds_no_name_of_the_class() -> None:
     assert b"Count" not in image.dump(count, {})
 
 
+@pytest.mark.parametrize("error", [None, StoreError(DISK_FULL)])
+def test_bytes_of_a_call_count_until_it_is_on_disk(error: Exception | None) -> None:
+    """A call that waits for its commit keeps its bytes; committed or not, they go."""
+    with DurableDesk(Count, pending_bytes_max=1000) as desk:
+        desk.store.hold()
+        desk.store.errors.append(error)
+        waiting = desk.start("Count.add", 2**5000)
+        desk.host.check()
+        assert desk.host.status()["pending_bytes"] > 600
+        second = desk.start("Count.add", 2**5000)
+        assert code_of(desk.ask("Count.add")) == "Overloaded"
+        desk.store.release()
+        for connection in (waiting, second):
+            connection.wait()
+        wait_until(lambda: desk.host.pending == 0)
+
+        desk.host.check()
+        assert desk.host.status()["pending_bytes"] == 0
+
+
 def test_a_call_is_pending_until_its_reply_has_left() -> None:
     """A manager that drains waits for the replies of the last commit as well."""
     with DurableDesk(Count) as desk:

@@ -1022,6 +1022,98 @@ def test_pending_limit_refuses_and_logs_the_edges(
     assert len(log_lines(caplog)) == 2
 
 
+def test_pending_bytes_limit_refuses_and_logs_the_edges(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At ``pending_bytes_max`` no object takes calls: one line each way."""
+    desk = Desk(Journal, pending_bytes_max=10_000)
+    turn = desk.submit(FakeConnection(), "Journal.write", "first")
+    waiting = [FakeConnection() for _ in range(3)]
+    for connection in waiting:
+        desk.submit(connection, "Journal.write", "x" * 4000)
+    desk.host.check()
+    assert 12_000 < desk.host.status()["pending_bytes"] < 13_000
+    for key in ("default", "other") * 3:
+        refused = FakeConnection()
+        desk.submit(refused, "Journal.write", "y", key=key)
+        assert code_of(refused.replies[0]) == "Overloaded"
+        assert "pending_bytes_max" in refused.replies[0].text
+    desk.host.sweep()
+
+    assert log_lines(caplog) == ["Limit reached: 10000 bytes of calls waiting."]
+    desk.run(turn)
+    assert [connection.replies for connection in waiting] == [[2], [3], [4]]
+    assert desk.ask(FakeConnection(), "Journal.write", "z") == 5
+    desk.host.sweep()
+    assert len(log_lines(caplog)) == 2
+    assert desk.host.status()["pending_bytes"] == 0
+
+
+def test_a_call_larger_than_all_may_be_together_is_taken_alone() -> None:
+    """Where there is room at all, a call of any size comes in, and none after it."""
+    desk = Desk(Journal, pending_bytes_max=1000)
+    turn = desk.submit(FakeConnection(), "Journal.write", "x" * 5000)
+    refused = FakeConnection()
+    desk.submit(refused, "Journal.write", "y")
+    desk.run(turn)
+
+    assert code_of(refused.replies[0]) == "Overloaded"
+    assert desk.ask(FakeConnection(), "Journal.write", "y") == 2
+
+
+class Talker:
+    """Hears large things."""
+
+    def hear(self, text: str) -> int:
+        """Return how much was said."""
+        return len(text)
+
+    def fail(self, text: str) -> None:
+        """Raise."""
+        raise ValueError(len(text))
+
+
+@pytest.mark.parametrize(
+    "events", ["", "end", "expire", "repeat", "repeat end", "repeat repeat expire"]
+)
+@pytest.mark.parametrize("target", ["Talker.hear", "Talker.fail"])
+def test_bytes_of_a_call_count_until_it_has_ended(target: str, events: str) -> None:
+    """However a call ends, and whatever happens while it waits, nothing stays."""
+    desk = Desk(Talker)
+    turn = desk.submit(FakeConnection(), "Talker.hear", "")
+    connection = desk.attached()
+    desk.submit(connection, target, "x" * 3000, number=1)
+    before = desk.host.status()["pending_bytes"]
+    assert 3000 < before < 3200
+    for event in events.split():
+        if event == "expire":
+            desk.clock.advance(1000)
+            continue
+        former = connection
+        if event == "repeat":
+            connection = desk.attached(former.lane)
+            desk.submit(connection, target, "x" * 3000, number=1)
+            assert desk.host.status()["pending_bytes"] == before
+        desk.host.detach(former.lane, former, finished=False)
+        desk.host.check()
+    desk.run(turn)
+    desk.host.check()
+
+    assert desk.host.pending == 0
+    assert desk.host.status()["pending_bytes"] == 0
+
+
+@pytest.mark.parametrize("target", ["Nobody.hear", "Talker.nothing"])
+def test_bytes_of_a_refused_call_do_not_count(target: str) -> None:
+    """A call that is not taken in holds nothing."""
+    desk = Desk(Talker)
+    refused = FakeConnection()
+    desk.submit(refused, target, "x" * 3000)
+
+    assert code_of(refused.replies[0]) in ("NotShared", "NotOffered")
+    assert desk.host.status()["pending_bytes"] == 0
+
+
 def test_objects_limit_refuses_new_objects_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1794,6 +1886,21 @@ def test_check_finds_a_lost_wake_up() -> None:
 
     turn.current = former
     desk.run(turn)
+    desk.host.check()
+
+
+def test_check_finds_bytes_that_are_counted_wrongly() -> None:
+    """``check`` raises when the bytes of the calls are not those that are counted."""
+    desk = Desk(Journal)
+    turn = desk.submit(FakeConnection(), "Journal.write", "x" * 100)
+    desk.host._pending_bytes += 1
+    with pytest.raises(AssertionError):
+        desk.host.check()
+    desk.run(turn)
+    with pytest.raises(AssertionError):
+        desk.host.check()
+
+    desk.host._pending_bytes -= 1
     desk.host.check()
 
 
