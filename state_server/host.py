@@ -151,6 +151,7 @@ class Host:
                 "pending": self._pending,
                 "pending_bytes": self._pending_bytes,
                 "lanes": len(self._lanes),
+                "lanes_bytes": self._lanes.counted_bytes,
                 "calls": self._calls,
                 "replies_given_again": self._given_again,
             }
@@ -318,7 +319,9 @@ class Host:
         if memory.payload is None:
             raise Unanswered(
                 f"{call.name}.{call.method} has run, but its reply was too large to be "
-                f"remembered (over {self.limits.remembered_bytes_max} bytes)."
+                f"remembered: over {self.limits.remembered_bytes_max} bytes "
+                "(remembered_bytes_max), or over the room for all replies "
+                "(lanes_bytes_max)."
             )
         self._given_again += 1
         return memory.payload
@@ -405,9 +408,12 @@ class Host:
     def _end(self, ticket: Ticket, payload: Payload) -> Destination:
         """Remember the reply and return whom to give it; the caller holds the lock."""
         self._pending_bytes -= ticket.call.held_bytes
-        memory = ticket.memory
+        memory, lanes = ticket.memory, self._lanes
         if memory is not None:
-            keep = len(payload) <= self.limits.remembered_bytes_max
+            size = len(payload)
+            # Small replies, one after the other, cost nothing to account for.
+            keep = size <= lanes.unasked_bytes_max and not memory.counted_bytes
+            keep = keep or lanes.has_room(ticket.call.lane, memory, size)
             memory.number = ticket.call.number
             memory.payload = payload if keep else None
             memory.ticket = None

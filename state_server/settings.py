@@ -175,6 +175,9 @@ class ManagerSettings(CommonSettings):
     lanes_max: int = _setting(
         100_000, _whole(1), "connections whose last reply is remembered"
     )
+    lanes_bytes_max: int = _setting(
+        1024 * MEBIBYTE, _whole(1024), "remembered replies of all connections together"
+    )
     lane_retention_s: float = _setting(
         900.0, _seconds, "how long a reply is remembered after its connection ended"
     )

@@ -388,6 +388,22 @@ def test_lanes_that_said_goodbye_are_forgotten_on_disk() -> None:
         assert not desk.store.replies
 
 
+def test_replies_that_come_back_from_disk_count_as_well() -> None:
+    """A lane that the next manager recalls takes what its reply takes."""
+    store = FakeStore()
+    with DurableDesk(Count, store=store) as desk:
+        connection = desk.attached()
+        answer = desk.ask("Count.add", 2**8000, connection=connection, number=1)
+    with DurableDesk(Count, store=store) as desk:
+        again = desk.attached(connection.lane)
+        assert desk.host.status()["lanes_bytes"] > 1000
+        assert desk.ask("Count.add", connection=again, number=1) == answer
+        desk.host.check()
+        desk.host.detach(again.lane, again, finished=True)
+        assert desk.host.status()["lanes_bytes"] == 0
+        desk.host.check()
+
+
 def test_many_failures_under_load_leave_memory_and_disk_the_same() -> None:
     """Batches fail at random under load: numbers heard are unique and none is lost."""
     heard: dict[str, list[int]] = {key: [] for key in "abc"}

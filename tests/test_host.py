@@ -888,6 +888,88 @@ def test_full_table_of_lanes_refuses_and_forgets_none_early(
     assert len(log_lines(caplog)) == 2
 
 
+def test_replies_are_remembered_within_bytes_and_none_is_forgotten_early(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At ``lanes_bytes_max`` new lanes are refused; each remembered reply stays."""
+    desk = Desk(Talker, lanes_bytes_max=5000, lane_retention_s=900.0)
+    connections = [desk.attached() for _ in range(3)]
+    for connection in connections[:2]:
+        desk.ask(connection, "Talker.say", 3000, number=1)
+        desk.host.detach(connection.lane, connection, finished=False)
+    for _ in range(5):
+        with pytest.raises(Overloaded, match="lanes_bytes_max"):
+            desk.attached()
+    # Who is connected goes on: only a repeat is not answered, nor run again.
+    assert desk.ask(connections[2], "Talker.say", 3000, number=1) == "x" * 3000
+    assert code_of(desk.ask(connections[2], "Talker.say", 3000, number=1)) == (
+        "Unanswered"
+    )
+    assert 6000 < desk.host.status()["lanes_bytes"] < 6200
+
+    for connection in connections[:2]:
+        again = desk.attached(connection.lane)
+        assert desk.ask(again, "Talker.say", 3000, number=1) == "x" * 3000
+        desk.host.detach(again.lane, again, finished=False)
+    assert desk.ask(connections[2], "Talker.total") == 3
+    assert log_lines(caplog) == ["Limit reached: 5000 bytes of remembered replies."]
+    desk.clock.advance(901)
+    desk.attached()
+    assert desk.host.status()["lanes_bytes"] == 0
+    assert len(log_lines(caplog)) == 2
+
+
+def test_small_replies_are_remembered_where_large_ones_find_no_room() -> None:
+    """The limit in bytes takes no promise away from calls with small replies."""
+    desk = Desk(Talker, lanes_bytes_max=1024)
+    large, small = desk.attached(), desk.attached()
+    desk.ask(large, "Talker.say", 3000, number=1)
+
+    for number in (1, 2):
+        assert desk.ask(small, "Talker.say", number, number=number) == "x" * number
+        assert desk.ask(small, "Talker.say", number, number=number) == "x" * number
+
+
+@pytest.mark.parametrize("sizes", [(3000, 10, 3000), (3000, 2000), (600, 70_000, 10)])
+@pytest.mark.parametrize("end", ["goodbye", "retention"])
+def test_bytes_of_a_lane_are_those_of_its_last_reply(
+    sizes: tuple[int, ...], end: str
+) -> None:
+    """A reply takes the place of the last one; with its lane it is gone."""
+    desk = Desk(Talker)
+    connection = desk.attached()
+    for number, size in enumerate(sizes, 1):
+        desk.ask(connection, "Talker.say", size, number=number)
+        counted = size if 512 < size < 65_000 else 0
+        assert 0 <= desk.host.status()["lanes_bytes"] - counted < 100
+    desk.host.detach(connection.lane, connection, finished=end == "goodbye")
+    desk.host.check()
+    desk.clock.advance(1000)
+    desk.attached()
+
+    assert desk.host.status()["lanes_bytes"] == 0
+    desk.host.check()
+
+
+def test_reply_after_a_goodbye_is_not_counted() -> None:
+    """A call that outlasts the goodbye of its client leaves nothing behind."""
+
+    class Slow:
+        def work(self, size: int) -> str:
+            if size == 3000:
+                desk.host.detach(connection.lane, connection, finished=True)
+            return "x" * size
+
+    desk = Desk(Slow)
+    connection = desk.attached()
+    desk.ask(connection, "Slow.work", 2000, number=1)
+    desk.run(desk.submit(connection, "Slow.work", 3000, number=2))
+    desk.host.check()
+
+    assert desk.host.status()["lanes"] == 0
+    assert desk.host.status()["lanes_bytes"] == 0
+
+
 def test_goodbye_forgets_the_lane_at_once() -> None:
     """After a goodbye the lane takes no place, not even a moment."""
     desk = Desk(Counter, lanes_max=1)
@@ -1062,7 +1144,19 @@ def test_a_call_larger_than_all_may_be_together_is_taken_alone() -> None:
 
 
 class Talker:
-    """Hears large things."""
+    """Hears and says large things."""
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def say(self, size: int) -> str:
+        """Return a text of so many characters."""
+        self.said += 1
+        return "x" * size
+
+    def total(self) -> int:
+        """Return how often something was said."""
+        return self.said
 
     def hear(self, text: str) -> int:
         """Return how much was said."""
