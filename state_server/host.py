@@ -225,7 +225,8 @@ class Host:
             with self._lock:
                 payload, resident = self._admit(call, destination)
         except StateServerError as error:
-            log.info("%s.%s refused: %s", call.name, call.method, error)
+            # A key may be refused because of its length.
+            log.info("%.1300s.%s refused: %s", call.name, call.method, error)
             payload, resident = destination.form.refused(call, error), None
         if payload is not None:
             destination.deliver(payload)

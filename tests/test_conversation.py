@@ -519,6 +519,37 @@ def test_replies_to_stock_calls_are_spelled_for_stock_clients(
     assert (kind, text.strip()) == ("#TRACEBACK", "state_server.errors.Refused: no")
 
 
+@pytest.mark.parametrize(
+    ("identity", "method"),
+    [
+        ("x" * 256, "say"),
+        ("Room/" + "x" * 65_536, "say"),
+        ("Room/default", "x" * 256),
+    ],
+)
+def test_stock_names_are_no_longer_than_those_of_our_own(
+    stock_line: Line, identity: str, method: str
+) -> None:
+    """Names that get into errors, tables and the log are bounded at the door."""
+    answer = accepted(stock_line).say(stock_frame(identity, method))
+    kind, text = stock_reply(answer)
+
+    assert kind == "#TRACEBACK"
+    assert "TooLarge" in text
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize("verb", ["create", "x" * 1000])
+def test_stock_verbs_with_long_names_get_short_answers(
+    stock_line: Line, verb: str
+) -> None:
+    """A long name of a class or a verb is not sent back in the refusal."""
+    _, text = stock_reply(stock_line.say(stock_frame(None, verb, "x" * 1000)))
+
+    assert "TooLarge" in text
+    assert len(text) < 500
+
+
 class Odd(Exception):
     """An error that may not travel."""
 

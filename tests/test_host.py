@@ -1236,6 +1236,19 @@ def test_refused_call_takes_no_place_among_the_objects() -> None:
     assert desk.host.status()["objects"] == 1
 
 
+def test_key_that_is_refused_for_its_length_is_not_written_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A line of the log has a bounded length, whatever a caller calls an object."""
+    caplog.set_level(logging.INFO)
+    desk = Desk(Counter)
+    desk.ask(FakeConnection(), "Counter.add", key="x" * 60_000)
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "60000" in line
+    assert len(line) < 2000
+
+
 @pytest.mark.parametrize("key", ["", "x" * (KEY_LENGTH_MAX + 1)])
 def test_keys_that_are_empty_or_too_long_are_refused(key: str) -> None:
     """A key has 1 to ``KEY_LENGTH_MAX`` characters; others name no object."""
