@@ -49,6 +49,7 @@ __all__ = [
     "allowed_class",
     "builtin_error",
     "decode",
+    "decode_measured",
     "encode",
     "encode_with_buffers",
     "register_reference",
@@ -66,6 +67,9 @@ _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
 _SCALARS = frozenset({type(None), bool, float})
 _WORD = 2**63
 _NO_BUFFERS: Sequence[memoryview] = ()
+
+#: Of a frame up to this size it does not matter what its value takes in memory.
+_UNMEASURED_BYTES_MAX = 512
 
 
 def encode(
@@ -125,16 +129,24 @@ def decode(
     errors are ``NotAllowed`` and ``TooLarge``.
     """
     if buffers or not is_tiny(data, limits):
-        data = bytes(data)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        walk = checked_walk(data, limits, [view.nbytes for view in views])
-        if walk.names_used:
-            context = ReadContext(limits, reference, views, read_only)
-            return _load(data, context, records=walk.records)
+        context = ReadContext(limits, reference, views, read_only)
+        return _decode_walked(bytes(data), context, views)[0]
     try:
         return pickle.loads(data)
     except Exception as error:
         raise _as_ours(error, "cannot be read") from error
+
+
+def decode_measured(data: bytes | memoryview) -> tuple[Any, int]:
+    """Return the value that the bytes describe, and about how much memory it takes.
+
+    For a small frame that is the size of the frame. Raises as ``decode`` does.
+    """
+    if len(data) <= _UNMEASURED_BYTES_MAX:
+        return decode(data), len(data)
+    context = ReadContext(DEFAULT_LIMITS, Reference, (), False)
+    return _decode_walked(bytes(data), context, ())
 
 
 def allow(cls: T) -> T:
@@ -264,11 +276,16 @@ class _PlainPickler(pickle._Pickler):
         self.memoize(obj)
 
 
-def _load(data: bytes, context: ReadContext, *, records: bool) -> Any:
-    """Read a pickle that was walked and that uses names."""
-    unpickler = _RecordingUnpickler if records else _Unpickler
+def _decode_walked(
+    data: bytes, context: ReadContext, views: Sequence[memoryview]
+) -> tuple[Any, int]:
+    """Walk over a pickle, then read it; return the value and its memory."""
+    walk = checked_walk(data, context.limits, [view.nbytes for view in views])
     try:
-        return unpickler(data, context).load()
+        if not walk.names_used:
+            return pickle.loads(data), walk.expanded_bytes
+        unpickler = _RecordingUnpickler if walk.records else _Unpickler
+        return unpickler(data, context).load(), walk.expanded_bytes
     except Exception as error:
         raise _as_ours(error, "cannot be read") from error
 

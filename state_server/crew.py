@@ -37,6 +37,9 @@ _BUSY_SWITCH_INTERVAL_S = 0.0002
 #: for as long: one long call is an accident, two are a habit.
 _HABIT_S = 2.0
 
+#: Methods of which it is noted that they displaced the leader.
+_METHODS_NOTED_MAX = 1000
+
 #: With nothing to do for this long, the monitor stops looking until there is.
 _REST_AFTER_S = 1.0
 
@@ -367,8 +370,10 @@ class Crew:
         if method is None:
             return
         log.debug("The leader was displaced from %s.%s.", *method)
+        for table in (self._displaced_at, self._habit_until):
+            # Callers choose the names of methods, also of those that no class has.
+            if len(table) > _METHODS_NOTED_MAX:
+                table.clear()
         if now - self._displaced_at.get(method, -_HABIT_S) < _HABIT_S:
             self._habit_until[method] = now + _HABIT_S
-        if len(self._displaced_at) > 1000:
-            self._displaced_at.clear()
         self._displaced_at[method] = now

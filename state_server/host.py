@@ -68,9 +68,15 @@ class Host:
         self._performer = Performer(boot_id, limits.frame_bytes_max, committer, clock)
         self._closing = False
         self._pending = 0
+        #: What the pending calls hold; a call that waits for its commit counts, as it
+        #: is kept until then, and its arguments may be what is to be written.
+        self._pending_bytes = 0
         self._given_again = 0
         self._calls = 0
         self._pending_edge = Edge(log, "calls waiting", limits.pending_max)
+        self._pending_bytes_edge = Edge(
+            log, "bytes of calls waiting", limits.pending_bytes_max
+        )
 
     def __repr__(self) -> str:
         """Return the numbers an operator asks for first."""
@@ -143,7 +149,9 @@ class Host:
             return {
                 "objects": len(self._residents),
                 "pending": self._pending,
+                "pending_bytes": self._pending_bytes,
                 "lanes": len(self._lanes),
+                "lanes_bytes": self._lanes.counted_bytes,
                 "calls": self._calls,
                 "replies_given_again": self._given_again,
             }
@@ -151,13 +159,19 @@ class Host:
     def check(self) -> None:
         """Raise ``AssertionError`` if the tables contradict each other."""
         with self._lock:
-            waiting = 0
+            waiting: list[Ticket] = []
             for resident in self._residents:
-                waiting += len(resident.queue) + (resident.current is not None)
                 assert resident.current is not None or not resident.queue, resident
+                waiting += resident.queue
+                if resident.current is not None:
+                    waiting.append(resident.current)
+            held = sum(ticket.call.held_bytes for ticket in waiting)
+            found, counted = (len(waiting), held), (self._pending, self._pending_bytes)
             # Calls that have run and wait for their commit are pending as well.
-            assert waiting <= self._pending, (waiting, self._pending)
-            assert self._committer or waiting == self._pending
+            assert found[0] <= counted[0], (found, counted)
+            assert found[1] <= counted[1], (found, counted)
+            assert self._committer or found == counted, (found, counted)
+            assert self._pending or not self._pending_bytes, counted
             self._lanes.check()
 
     # Connections ---------------------------------------------------------------------
@@ -195,6 +209,7 @@ class Host:
         except ValueError:
             return
         self._pending -= 1
+        self._pending_bytes -= ticket.call.held_bytes
         if ticket.memory is not None:
             ticket.memory.ticket = None
 
@@ -210,7 +225,8 @@ class Host:
             with self._lock:
                 payload, resident = self._admit(call, destination)
         except StateServerError as error:
-            log.info("%s.%s refused: %s", call.name, call.method, error)
+            # A key may be refused because of its length.
+            log.info("%.1300s.%s refused: %s", call.name, call.method, error)
             payload, resident = destination.form.refused(call, error), None
         if payload is not None:
             destination.deliver(payload)
@@ -231,6 +247,12 @@ class Host:
             raise Expired(f"The deadline of {call.name}.{call.method} has passed.")
         if self._pending_edge.reached(self._pending):
             raise Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
+        if self._pending_bytes >= self.limits.pending_bytes_max:
+            self._pending_bytes_edge.reached(self._pending_bytes)
+            raise Overloaded(
+                f"{self._pending_bytes} bytes of calls wait, the limit is "
+                f"{self.limits.pending_bytes_max} (pending_bytes_max)."
+            )
         resident = self._residents.find(call)
         if len(resident.queue) >= self.limits.queue_max:
             if not resident.is_full:
@@ -252,6 +274,7 @@ class Host:
         if memory is not None:
             memory.ticket = ticket
         self._pending += 1
+        self._pending_bytes += call.held_bytes
         if resident.current is None:
             resident.current = ticket
             ticket.started = True
@@ -297,7 +320,9 @@ class Host:
         if memory.payload is None:
             raise Unanswered(
                 f"{call.name}.{call.method} has run, but its reply was too large to be "
-                f"remembered (over {self.limits.remembered_bytes_max} bytes)."
+                f"remembered: over {self.limits.remembered_bytes_max} bytes "
+                "(remembered_bytes_max), or over the room for all replies "
+                "(lanes_bytes_max)."
             )
         self._given_again += 1
         return memory.payload
@@ -383,9 +408,13 @@ class Host:
 
     def _end(self, ticket: Ticket, payload: Payload) -> Destination:
         """Remember the reply and return whom to give it; the caller holds the lock."""
-        memory = ticket.memory
+        self._pending_bytes -= ticket.call.held_bytes
+        memory, lanes = ticket.memory, self._lanes
         if memory is not None:
-            keep = len(payload) <= self.limits.remembered_bytes_max
+            size = len(payload)
+            # Small replies, one after the other, cost nothing to account for.
+            keep = size <= lanes.unasked_bytes_max and not memory.counted_bytes
+            keep = keep or lanes.has_room(ticket.call.lane, memory, size)
             memory.number = ticket.call.number
             memory.payload = payload if keep else None
             memory.ticket = None
@@ -421,6 +450,8 @@ class Host:
         """Let objects leave memory that nobody has called for a while."""
         with self._lock:
             self._residents.sweep()
+            # Here and not where a call ends: that would cost each of them.
+            self._pending_bytes_edge.left(self._pending_bytes)
 
     def prepare(self, shared: SharedClass) -> SharedClass:
         """Build the default object of a factory, to learn what it offers."""

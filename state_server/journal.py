@@ -155,12 +155,10 @@ class JournalKeeper:
     def kept(self, call: Call, *, readonly: bool) -> Change | None:
         """Return the journal entry of the call, or a new image when it is time."""
         drawn, taps.record = taps.record or [], None
+        arguments, self._arguments = self._arguments, b""
         if self._saved and (readonly or call.method in _LOOKS):
             return None
-        entry = pack(
-            Entry(self._shared.version, call.method, self._arguments, tuple(drawn))
-        )
-        self._arguments = b""
+        entry = pack(Entry(self._shared.version, call.method, arguments, tuple(drawn)))
         grown = self._entry_bytes + len(entry)
         if not self._saved or grown > max(self._entry_bytes_max, self._image_bytes):
             return self.snapshot()
@@ -200,12 +198,14 @@ class JournalKeeper:
     def undo(self, *, readonly: bool) -> None:
         """Load the object anew after an error, unless nothing can have changed."""
         taps.record = None
+        self._arguments = b""
         if not readonly:
             self.drop()
 
     def drop(self) -> None:
         """Let go of the object; the next call starts from what is on disk."""
         self.instance = None
+        self._arguments = b""
 
 
 def pack(entry: Entry) -> bytes:

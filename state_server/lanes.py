@@ -23,6 +23,10 @@ log = logging.getLogger("state_server.host")
 #: forgotten is refused by its age, so the age must not be off by more than this.
 CLOCK_SKEW_MAX_S = 60.0
 
+#: A reply up to this size takes no more than what is kept of a lane besides it. It is
+#: always remembered, and not counted: the number of lanes bounds them.
+UNCOUNTED_BYTES_MAX = 512
+
 
 class Lanes:
     """All lanes that are remembered. ``_lock`` is the host's, and guards the tables."""
@@ -44,6 +48,12 @@ class Lanes:
         #: Lanes without a connection, oldest first: those that may be forgotten.
         self._ended: dict[bytes, LaneMemory] = {}
         self._edge = Edge(log, "remembered connections", limits.lanes_max)
+        self._bytes = 0
+        self._bytes_edge = Edge(
+            log, "bytes of remembered replies", limits.lanes_bytes_max
+        )
+        #: Largest reply that is remembered without asking for room.
+        self.unasked_bytes_max = min(UNCOUNTED_BYTES_MAX, limits.remembered_bytes_max)
 
     def __len__(self) -> int:
         """Return how many lanes are remembered."""
@@ -59,12 +69,43 @@ class Lanes:
             raise Stale("A newer connection has taken over this lane.")
         return memory
 
+    @property
+    def counted_bytes(self) -> int:
+        """Return how much the remembered replies take, but for the small ones."""
+        return self._bytes
+
+    def has_room(self, lane: Lane | None, memory: LaneMemory, size: int) -> bool:
+        """Tell whether a lane's next reply can be remembered; count it if so.
+
+        Called under the lock. What is remembered already never makes room: at the limit
+        the replies of other lanes stay, and this one's repeat is ``Unanswered``.
+        """
+        self._bytes -= memory.counted_bytes
+        memory.counted_bytes = 0
+        if size <= self.unasked_bytes_max:
+            return True
+        if lane is None or self._lanes.get(lane.lane) is not memory:
+            # The client said goodbye before its call had ended.
+            return False
+        if size > self._limits.remembered_bytes_max:
+            return False
+        if self._bytes_edge.reached(self._bytes):
+            return False
+        memory.counted_bytes = size
+        self._bytes += size
+        return True
+
     def check(self) -> None:
         """Raise ``AssertionError`` if the tables contradict each other."""
         for lane_id, memory in self._lanes.items():
             ended = memory.destination is None
             assert ended == (lane_id in self._ended), memory.number
+            kept_bytes = 0 if memory.payload is None else len(memory.payload)
+            is_counted = kept_bytes > self.unasked_bytes_max
+            assert memory.counted_bytes == kept_bytes * is_counted, memory.number
         assert set(self._ended) <= set(self._lanes)
+        counted = sum(memory.counted_bytes for memory in self._lanes.values())
+        assert counted == self._bytes, (counted, self._bytes)
 
     def attach(self, lane: Lane, destination: Destination) -> Destination | None:
         """Bind ``lane`` to a connection; return the connection that it replaces.
@@ -89,7 +130,13 @@ class Lanes:
                         f"{len(self._lanes)} connections are remembered, the limit "
                         "(lanes_max)."
                     )
+                if self._bytes_edge.reached(self._bytes):
+                    raise Overloaded(
+                        f"{self._bytes} bytes of replies are remembered, the limit is "
+                        f"{self._limits.lanes_bytes_max} (lanes_bytes_max)."
+                    )
                 self._lanes[lane.lane] = memory
+                self._bytes += memory.counted_bytes
             replaced, memory.destination = memory.destination, destination
             self._ended.pop(lane.lane, None)
             return replaced
@@ -104,8 +151,7 @@ class Lanes:
             return
         memory.destination = None
         if finished or (memory.number == 0 and memory.ticket is None):
-            del self._lanes[lane.lane]
-            self._edge.left(len(self._lanes))
+            self._forget(lane.lane, memory)
             if memory.on_disk and self._committer is not None:
                 self._committer.forget(lane.lane)
         else:
@@ -126,6 +172,9 @@ class Lanes:
             memory.session = reply.session
             memory.number, memory.payload = reply.number, reply.payload
             memory.on_disk = True
+            kept_bytes = 0 if reply.payload is None else len(reply.payload)
+            if kept_bytes > self.unasked_bytes_max:
+                memory.counted_bytes = kept_bytes
             return memory
         age_s = self._wall_clock() - int.from_bytes(lane.lane[:8], "big") / 1000
         if age_s < -CLOCK_SKEW_MAX_S:
@@ -153,5 +202,11 @@ class Lanes:
                 memory.ended_at = self._clock()
                 self._ended[lane_id] = memory
                 continue
-            del self._lanes[lane_id]
+            self._forget(lane_id, memory)
+
+    def _forget(self, lane_id: bytes, memory: LaneMemory) -> None:
+        del self._lanes[lane_id]
+        self._bytes -= memory.counted_bytes
+        memory.counted_bytes = 0
         self._edge.left(len(self._lanes))
+        self._bytes_edge.left(self._bytes)

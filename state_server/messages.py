@@ -36,6 +36,8 @@ class Call(NamedTuple):
     ``remaining_s`` is the time left until the caller's deadline. ``lane`` is ``None``
     for callers without an identity (stock clients): theirs run at most once.
     ``first_boot`` is the boot id of the server that the call was first sent to.
+    ``held_bytes`` is the memory that the call holds until it is answered: that of its
+    frame, or about that of its values where these are decoded already.
     """
 
     class_name: str
@@ -46,6 +48,7 @@ class Call(NamedTuple):
     lane: Lane | None = None
     number: int = 0
     first_boot: bytes = b""
+    held_bytes: int = 0
 
     @property
     def name(self) -> str:

@@ -162,6 +162,9 @@ class ManagerSettings(CommonSettings):
     )
     queue_max: int = _setting(10_000, _whole(1), "calls waiting for one object")
     pending_max: int = _setting(100_000, _whole(1), "calls waiting for all objects")
+    pending_bytes_max: int = _setting(
+        1024 * MEBIBYTE, _whole(1024), "calls waiting, running or not yet on disk"
+    )
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
     memory: bool = _setting(
         False, _boolean, "keep nothing on disk; everything is forgotten at the end"
@@ -185,6 +188,9 @@ class ManagerSettings(CommonSettings):
     lanes_max: int = _setting(
         100_000, _whole(1), "connections whose last reply is remembered"
     )
+    lanes_bytes_max: int = _setting(
+        1024 * MEBIBYTE, _whole(1024), "remembered replies of all connections together"
+    )
     lane_retention_s: float = _setting(
         900.0, _seconds, "how long a reply is remembered after its connection ended"
     )
@@ -207,6 +213,12 @@ class ManagerSettings(CommonSettings):
 
     def __post_init__(self) -> None:
         """Refuse limits that contradict each other."""
+        if self.pending_bytes_max < self.frame_bytes_max:
+            raise ConfigError(
+                f"pending_bytes_max is {self.pending_bytes_max} and frame_bytes_max "
+                f"{self.frame_bytes_max}: the calls in the manager must have room for "
+                "the largest one. Raise the first or lower the second."
+            )
         if self.lane_retention_s < self.call_timeout_max_s + 120:
             raise ConfigError(
                 f"lane_retention_s is {self.lane_retention_s:g} and call_timeout_max_s "

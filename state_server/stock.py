@@ -15,12 +15,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import codec, failures
-from .errors import Denied, NotAllowed, Refused, StateServerError
+from .errors import Denied, NotAllowed, Refused, StateServerError, TooLarge
 from .messages import DEFAULT_KEY, Call, Contract, Payload
 
 #: What the exposed names of a stock proxy may not hold: the stock proxy would define
 #: these on itself and break (``__iter__`` must return an iterator, ours is a list).
 _NOT_FOR_PROXIES = frozenset({"__iter__", "__bool__"})
+
+#: Longest names, in characters; our own frames have no room for longer ones. Errors,
+#: lines of the log and tables of the manager hold names.
+_NAME_LENGTH_MAX = 255
+_KEY_LENGTH_MAX = 65_535
 
 
 class StockForm:
@@ -61,14 +66,15 @@ class Verb(NamedTuple):
 def read_request(payload: Payload, call_timeout_s: float) -> Call | Verb:
     """Return the call or the verb in ``payload``.
 
-    Raises ``NotAllowed`` when it is neither.
+    Raises ``NotAllowed`` when it is neither, ``TooLarge`` for names that are too long.
     """
-    request = codec.decode(payload)
+    request, held_bytes = codec.decode_measured(payload)
     if not isinstance(request, tuple) or len(request) != 4:
         raise NotAllowed("A stock request is a tuple of four.")
     identity, method, args, kwargs = request
     if not isinstance(method, str) or not isinstance(kwargs, dict):
         raise NotAllowed("A stock request names its method and has keyword arguments.")
+    _check_name(method)
     if not isinstance(args, (tuple, list)):
         raise NotAllowed("A stock request has its arguments in a tuple.")
     if identity is None:
@@ -76,7 +82,21 @@ def read_request(payload: Payload, call_timeout_s: float) -> Call | Verb:
     if not isinstance(identity, str):
         raise NotAllowed("A stock request names its object by text.")
     class_name, _, key = identity.partition("/")
-    return Call(class_name, key, method, (tuple(args), kwargs), call_timeout_s)
+    _check_name(class_name)
+    if len(key) > _KEY_LENGTH_MAX:
+        raise TooLarge(
+            f"A key has {len(key)} characters; the limit is {_KEY_LENGTH_MAX}."
+        )
+    body = (tuple(args), kwargs)
+    return Call(class_name, key, method, body, call_timeout_s, held_bytes=held_bytes)
+
+
+def _check_name(name: str) -> None:
+    if len(name) > _NAME_LENGTH_MAX:
+        raise TooLarge(
+            f"A name of a class or a method has {len(name)} characters; the limit is "
+            f"{_NAME_LENGTH_MAX}."
+        )
 
 
 def answer_verb(verb: Verb, describe: Callable[[str], Contract]) -> object:
@@ -120,6 +140,7 @@ def _created(verb: Verb, describe: Callable[[str], Contract]) -> object:
     class_name, key = (*verb.args, DEFAULT_KEY)[:2]
     if not isinstance(class_name, str) or not isinstance(key, str):
         raise Refused("create takes the name of a class and a key, both text.")
+    _check_name(class_name)
     contract = describe(class_name)
     return (f"{class_name}/{key}", _exposed(contract))
 
@@ -133,4 +154,5 @@ def _class_of(verb: Verb) -> str:
     class_name = getattr(token, "class_name", None)
     if not isinstance(class_name, str):
         raise NotAllowed("get_methods takes a token of this manager.")
+    _check_name(class_name)
     return class_name

@@ -46,9 +46,11 @@ class HostLimits(NamedTuple):
 
     queue_max: int = 10_000
     pending_max: int = 100_000
+    pending_bytes_max: int = 1024 * 1024 * 1024
     objects_max: int = 1_000_000
     call_timeout_max_s: float = 300.0
     lanes_max: int = 100_000
+    lanes_bytes_max: int = 1024 * 1024 * 1024
     lane_retention_s: float = 900.0
     idle_timeout_s: float = 300.0
     remembered_bytes_max: int = 64 * 1024
@@ -126,11 +128,13 @@ class LaneMemory:
     """What is remembered of one lane: its last number and what came of it.
 
     Guarded by the host's lock. ``on_disk``: the store remembers it as well. ``payload``
-    is ``None`` when the reply was too large to keep; ``ticket`` is the call that waits
-    or runs. ``ended_at`` is when the lane's connection went away, on the host's clock.
+    is ``None`` when there was no room for the reply, and ``counted_bytes`` what it
+    counts among the replies of all lanes; ``ticket`` is the call that waits or runs.
+    ``ended_at`` is when the lane's connection went away, on the host's clock.
     """
 
     __slots__ = (
+        "counted_bytes",
         "destination",
         "ended_at",
         "number",
@@ -145,6 +149,7 @@ class LaneMemory:
         self.destination: Destination | None = None
         self.number = 0
         self.payload: Payload | None = None
+        self.counted_bytes = 0
         self.ticket: Ticket | None = None
         self.ended_at = 0.0
         self.on_disk = False

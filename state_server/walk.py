@@ -132,6 +132,14 @@ class _Walk:
         if len(self.memo) > 2 * nodes_max + 2 * _BATCH:
             raise over("nodes_max", len(self.memo), nodes_max)
 
+    @property
+    def expanded_bytes(self) -> int:
+        """Return the estimated memory of the value, after the walk."""
+        value = self.stack[0]
+        if type(value) is tuple:
+            return int(value[0]) + FLAT_SIZE
+        return int(value.payload + value.count * FLAT_SIZE)
+
     def pop_mark(self) -> list[Any]:
         """Return everything above the last mark."""
         items = self.stack

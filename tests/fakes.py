@@ -200,4 +200,5 @@ def make_call(
     """Return the call of ``target``, which is ``Class.method``."""
     class_name, _, method = target.partition(".")
     body = codec.encode((args, kwargs)) if args or kwargs else b""
-    return Call(class_name, key, method, body, remaining_s, lane, number, first_boot)
+    identity = (lane, number, first_boot)
+    return Call(class_name, key, method, body, remaining_s, *identity, len(body))

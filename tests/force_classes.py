@@ -67,6 +67,19 @@ class Echo:
         return bytes(size)
 
 
+class Gate:
+    """Hold calls up until a file is there, and tell how much was said."""
+
+    def hold(self, path: str) -> None:
+        """Wait until there is a file at ``path``."""
+        while not os.path.exists(path):
+            time.sleep(0.01)
+
+    def size(self, content: bytes) -> int:
+        """Return how much was said."""
+        return len(content)
+
+
 class Unsendable(Exception):
     """An error that cannot be pickled, copied or printed."""
 

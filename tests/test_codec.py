@@ -366,6 +366,29 @@ def test_runs_of_numbers_are_counted_exactly() -> None:
                 codec.encode(value, limits._replace(nodes_max=len(numbers)))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [bytes(2**20), [[] for _ in range(20_000)], ["x" * 50, uuid.UUID(int=5)] * 1000],
+)
+def test_measured_value_takes_about_as_much_as_is_said(value: Any) -> None:
+    """What is said of the memory of a value is no less than it takes, nor far more."""
+    data = codec.encode(value)
+    decoded, size = codec.decode_measured(data)
+    parts = decoded if isinstance(decoded, list) else []
+    taken = sys.getsizeof(decoded) + sum(map(sys.getsizeof, parts))
+
+    assert decoded == value
+    assert taken * 0.9 <= size <= taken * 8
+
+
+def test_measured_values_are_checked_as_others() -> None:
+    """Measuring lets nothing through that is refused otherwise."""
+    with pytest.raises(NotAllowed):
+        codec.decode_measured(pickle.dumps(print))
+    with pytest.raises(NotAllowed):
+        codec.decode_measured(pickle.dumps([print] * 1000))
+
+
 def test_dict_views_become_lists() -> None:
     """Keys, values and items of a dictionary travel as lists."""
     value = {"a": 1, "b": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -484,6 +485,21 @@ def test_stock_call_is_a_call_without_a_lane(stock_line: Line) -> None:
     assert call.remaining_s == line.desk.host.limits.call_timeout_max_s
 
 
+def test_calls_say_how_much_memory_they_hold(stock_line: Line) -> None:
+    """A call of ours holds its frame; a stock one its values, which may be larger."""
+    own = Line()
+    own.greet()
+    frame = own.call(("Room", "k", "say"), "x" * 1000)
+    call = own.say(frame)
+    many: list[object] = [[] for _ in range(10_000)]
+    stock_call = accepted(stock_line).say(stock_frame("Room/default", "say", many))
+
+    assert isinstance(call, Call)
+    assert call.held_bytes == len(frame)
+    assert isinstance(stock_call, Call)
+    assert stock_call.held_bytes >= 10_000 * sys.getsizeof([])
+
+
 def test_replies_to_stock_calls_are_spelled_for_stock_clients(
     stock_line: Line,
 ) -> None:
@@ -503,6 +519,37 @@ def test_replies_to_stock_calls_are_spelled_for_stock_clients(
     assert kind == "#TRACEBACK"
     kind, text = codec.decode(form.refused(call, Refused("no")))
     assert (kind, text.strip()) == ("#TRACEBACK", "state_server.errors.Refused: no")
+
+
+@pytest.mark.parametrize(
+    ("identity", "method"),
+    [
+        ("x" * 256, "say"),
+        ("Room/" + "x" * 65_536, "say"),
+        ("Room/default", "x" * 256),
+    ],
+)
+def test_stock_names_are_no_longer_than_those_of_our_own(
+    stock_line: Line, identity: str, method: str
+) -> None:
+    """Names that get into errors, tables and the log are bounded at the door."""
+    answer = accepted(stock_line).say(stock_frame(identity, method))
+    kind, text = stock_reply(answer)
+
+    assert kind == "#TRACEBACK"
+    assert "TooLarge" in text
+    assert len(text) < 500
+
+
+@pytest.mark.parametrize("verb", ["create", "x" * 1000])
+def test_stock_verbs_with_long_names_get_short_answers(
+    stock_line: Line, verb: str
+) -> None:
+    """A long name of a class or a verb is not sent back in the refusal."""
+    _, text = stock_reply(stock_line.say(stock_frame(None, verb, "x" * 1000)))
+
+    assert "TooLarge" in text
+    assert len(text) < 500
 
 
 class Odd(Exception):

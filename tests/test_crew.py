@@ -519,6 +519,20 @@ def test_method_that_displaces_twice_runs_on_spares_for_a_while(
     assert ship.crew.displacements == 2
 
 
+def test_habits_are_noted_of_so_many_methods_only(make_ship: MakeShip) -> None:
+    """Whatever names callers invent, the tables of long methods stay small."""
+    crew = make_ship().crew
+    with crew._lock:
+        for number in range(3000):
+            crew._method = ("Worker", f"no such method {number}")
+            crew._note_habit()
+            crew._note_habit()
+            assert crew._displaced_at[crew._method] > 0
+
+    assert len(crew._displaced_at) <= 1001
+    assert len(crew._habit_until) <= 1001
+
+
 def test_one_long_call_is_an_accident(make_ship: MakeShip, crew_time: CrewTime) -> None:
     """Long calls more than two seconds apart leave the method with the leader."""
     ship = make_ship()

@@ -388,6 +388,22 @@ def test_lanes_that_said_goodbye_are_forgotten_on_disk() -> None:
         assert not desk.store.replies
 
 
+def test_replies_that_come_back_from_disk_count_as_well() -> None:
+    """A lane that the next manager recalls takes what its reply takes."""
+    store = FakeStore()
+    with DurableDesk(Count, store=store) as desk:
+        connection = desk.attached()
+        answer = desk.ask("Count.add", 2**8000, connection=connection, number=1)
+    with DurableDesk(Count, store=store) as desk:
+        again = desk.attached(connection.lane)
+        assert desk.host.status()["lanes_bytes"] > 1000
+        assert desk.ask("Count.add", connection=again, number=1) == answer
+        desk.host.check()
+        desk.host.detach(again.lane, again, finished=True)
+        assert desk.host.status()["lanes_bytes"] == 0
+        desk.host.check()
+
+
 def test_many_failures_under_load_leave_memory_and_disk_the_same() -> None:
     """Batches fail at random under load: numbers heard are unique and none is lost."""
     heard: dict[str, list[int]] = {key: [] for key in "abc"}
@@ -716,6 +732,26 @@ def test_an_image_holds_no_name_of_the_class() -> None:
     """A class can be renamed: nothing in the image says what it was called."""
     count = Count()
     assert b"Count" not in image.dump(count, {})
+
+
+@pytest.mark.parametrize("error", [None, StoreError(DISK_FULL)])
+def test_bytes_of_a_call_count_until_it_is_on_disk(error: Exception | None) -> None:
+    """A call that waits for its commit keeps its bytes; committed or not, they go."""
+    with DurableDesk(Count, pending_bytes_max=1000) as desk:
+        desk.store.hold()
+        desk.store.errors.append(error)
+        waiting = desk.start("Count.add", 2**5000)
+        desk.host.check()
+        assert desk.host.status()["pending_bytes"] > 600
+        second = desk.start("Count.add", 2**5000)
+        assert code_of(desk.ask("Count.add")) == "Overloaded"
+        desk.store.release()
+        for connection in (waiting, second):
+            connection.wait()
+        wait_until(lambda: desk.host.pending == 0)
+
+        desk.host.check()
+        assert desk.host.status()["pending_bytes"] == 0
 
 
 def test_a_call_is_pending_until_its_reply_has_left() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from state_server import image
+from state_server import image, journal
 from state_server.commits import Change, Committer
 from state_server.host import Host
 from state_server.keeping import KeepingLimits, StateKeeper
@@ -528,6 +528,43 @@ def test_a_journalled_object_costs_no_image_where_nothing_is_kept() -> None:
         assert turn is not None
         host.run(turn)
         assert connection.wait(number) == number
+
+
+def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
+    """However a call of a journalled object ends, its arguments leave memory."""
+
+    class Till:
+        def take(self, coins: bytes) -> int:
+            return len(coins)
+
+        def drop(self, coins: bytes) -> None:
+            raise ValueError(len(coins))
+
+        def refuse(self, coins: bytes) -> None:
+            raise journal.Unchanged(ValueError(len(coins)))
+
+        def leak(self, coins: bytes) -> Any:
+            return threading.Lock()
+
+        def __contains__(self, coins: bytes) -> bool:
+            return False
+
+    shared = Catalogue()
+    shared.add(describe_class(Till, durable="journal"))
+    store = SqliteStore(tmp_path / "state.db")
+    host = Host(shared, store.epoch + bytes(8), store=store)
+    host.start()
+    try:
+        for method in ("take", "drop", "refuse", "leak", "__contains__", "take"):
+            connection = FakeConnection()
+            turn = host.submit(make_call(f"Till.{method}", bytes(5000)), connection)
+            assert turn is not None
+            host.run(turn)
+            connection.wait()
+            assert isinstance(turn.keeper, journal.JournalKeeper)
+            assert turn.keeper._arguments == b"", method
+    finally:
+        host.stop()
 
 
 def test_a_journal_has_the_arguments_as_they_were_sent(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import state_server
-from state_server import Denied, Overloaded, handshake, wire
+from state_server import Denied, Overloaded, codec, handshake, wire
 
 from .conftest import StartManager
 from .force_classes import (
@@ -411,6 +412,40 @@ def test_a_wrong_key_is_denied_once(start_manager: StartManager) -> None:
         assert manager.log.count("does not know the key") == 3
         wait_until(lambda: len(prober.seconds) > 10)
     assert prober.worst < OTHERS_MAX_S
+
+
+def test_large_calls_that_wait_are_bounded_in_bytes(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """Behind a method that sleeps, large calls take no more than they may together."""
+    limit = 8 * MEBIBYTE
+    options = ("--pending-bytes-max", str(limit), "--frame-bytes-max", str(limit))
+    manager = start_manager(*sharing("Gate"), *options)
+    large = codec.encode(((bytes(6 * MEBIBYTE),), {}))
+    with ExitStack() as stack:
+        client = stack.enter_context(manager.client())
+        gate = client.get("Gate")
+        threads = Threads()
+        threads.start(gate.with_options(timeout=60).hold, str(tmp_path / "open"))
+        wait_until(lambda: client.status()["pending"] == 1)
+        peers = peers_of(manager, 30, stack)
+        before = resident_bytes(manager.pid)
+        for peer in peers:
+            peer.send_call(1, ("Gate", "default", "size"), body=large)
+        # Those that are refused are answered while the others wait.
+        refused = [peer.answer(1) for peer in peers[2:]]
+        assert {type(answer) for answer in refused} == {Overloaded}
+        assert "pending_bytes_max" in str(refused[0])
+        status = client.status()
+        assert limit <= status["pending_bytes"] < 2 * limit
+        assert resident_bytes(manager.pid) - before < 5 * limit
+        assert manager.log.count("Limit reached") == 1
+        (tmp_path / "open").touch()
+        threads.join()
+        assert [peer.answer(1) for peer in peers[:2]] == [6 * MEBIBYTE] * 2
+        wait_until(lambda: client.status()["pending_bytes"] == 0)
+        assert peers[5].call(2, ("Gate", "default", "size"), body=large) > 0
+        wait_until(lambda: "Back below the limit" in manager.log)
 
 
 def test_a_peer_that_leaves_in_the_middle_of_its_call_is_cleaned_up(

@@ -888,6 +888,88 @@ def test_full_table_of_lanes_refuses_and_forgets_none_early(
     assert len(log_lines(caplog)) == 2
 
 
+def test_replies_are_remembered_within_bytes_and_none_is_forgotten_early(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At ``lanes_bytes_max`` new lanes are refused; each remembered reply stays."""
+    desk = Desk(Talker, lanes_bytes_max=5000, lane_retention_s=900.0)
+    connections = [desk.attached() for _ in range(3)]
+    for connection in connections[:2]:
+        desk.ask(connection, "Talker.say", 3000, number=1)
+        desk.host.detach(connection.lane, connection, finished=False)
+    for _ in range(5):
+        with pytest.raises(Overloaded, match="lanes_bytes_max"):
+            desk.attached()
+    # Who is connected goes on: only a repeat is not answered, nor run again.
+    assert desk.ask(connections[2], "Talker.say", 3000, number=1) == "x" * 3000
+    assert code_of(desk.ask(connections[2], "Talker.say", 3000, number=1)) == (
+        "Unanswered"
+    )
+    assert 6000 < desk.host.status()["lanes_bytes"] < 6200
+
+    for connection in connections[:2]:
+        again = desk.attached(connection.lane)
+        assert desk.ask(again, "Talker.say", 3000, number=1) == "x" * 3000
+        desk.host.detach(again.lane, again, finished=False)
+    assert desk.ask(connections[2], "Talker.total") == 3
+    assert log_lines(caplog) == ["Limit reached: 5000 bytes of remembered replies."]
+    desk.clock.advance(901)
+    desk.attached()
+    assert desk.host.status()["lanes_bytes"] == 0
+    assert len(log_lines(caplog)) == 2
+
+
+def test_small_replies_are_remembered_where_large_ones_find_no_room() -> None:
+    """The limit in bytes takes no promise away from calls with small replies."""
+    desk = Desk(Talker, lanes_bytes_max=1024)
+    large, small = desk.attached(), desk.attached()
+    desk.ask(large, "Talker.say", 3000, number=1)
+
+    for number in (1, 2):
+        assert desk.ask(small, "Talker.say", number, number=number) == "x" * number
+        assert desk.ask(small, "Talker.say", number, number=number) == "x" * number
+
+
+@pytest.mark.parametrize("sizes", [(3000, 10, 3000), (3000, 2000), (600, 70_000, 10)])
+@pytest.mark.parametrize("end", ["goodbye", "retention"])
+def test_bytes_of_a_lane_are_those_of_its_last_reply(
+    sizes: tuple[int, ...], end: str
+) -> None:
+    """A reply takes the place of the last one; with its lane it is gone."""
+    desk = Desk(Talker)
+    connection = desk.attached()
+    for number, size in enumerate(sizes, 1):
+        desk.ask(connection, "Talker.say", size, number=number)
+        counted = size if 512 < size < 65_000 else 0
+        assert 0 <= desk.host.status()["lanes_bytes"] - counted < 100
+    desk.host.detach(connection.lane, connection, finished=end == "goodbye")
+    desk.host.check()
+    desk.clock.advance(1000)
+    desk.attached()
+
+    assert desk.host.status()["lanes_bytes"] == 0
+    desk.host.check()
+
+
+def test_reply_after_a_goodbye_is_not_counted() -> None:
+    """A call that outlasts the goodbye of its client leaves nothing behind."""
+
+    class Slow:
+        def work(self, size: int) -> str:
+            if size == 3000:
+                desk.host.detach(connection.lane, connection, finished=True)
+            return "x" * size
+
+    desk = Desk(Slow)
+    connection = desk.attached()
+    desk.ask(connection, "Slow.work", 2000, number=1)
+    desk.run(desk.submit(connection, "Slow.work", 3000, number=2))
+    desk.host.check()
+
+    assert desk.host.status()["lanes"] == 0
+    assert desk.host.status()["lanes_bytes"] == 0
+
+
 def test_goodbye_forgets_the_lane_at_once() -> None:
     """After a goodbye the lane takes no place, not even a moment."""
     desk = Desk(Counter, lanes_max=1)
@@ -1022,6 +1104,110 @@ def test_pending_limit_refuses_and_logs_the_edges(
     assert len(log_lines(caplog)) == 2
 
 
+def test_pending_bytes_limit_refuses_and_logs_the_edges(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At ``pending_bytes_max`` no object takes calls: one line each way."""
+    desk = Desk(Journal, pending_bytes_max=10_000)
+    turn = desk.submit(FakeConnection(), "Journal.write", "first")
+    waiting = [FakeConnection() for _ in range(3)]
+    for connection in waiting:
+        desk.submit(connection, "Journal.write", "x" * 4000)
+    desk.host.check()
+    assert 12_000 < desk.host.status()["pending_bytes"] < 13_000
+    for key in ("default", "other") * 3:
+        refused = FakeConnection()
+        desk.submit(refused, "Journal.write", "y", key=key)
+        assert code_of(refused.replies[0]) == "Overloaded"
+        assert "pending_bytes_max" in refused.replies[0].text
+    desk.host.sweep()
+
+    assert log_lines(caplog) == ["Limit reached: 10000 bytes of calls waiting."]
+    desk.run(turn)
+    assert [connection.replies for connection in waiting] == [[2], [3], [4]]
+    assert desk.ask(FakeConnection(), "Journal.write", "z") == 5
+    desk.host.sweep()
+    assert len(log_lines(caplog)) == 2
+    assert desk.host.status()["pending_bytes"] == 0
+
+
+def test_a_call_larger_than_all_may_be_together_is_taken_alone() -> None:
+    """Where there is room at all, a call of any size comes in, and none after it."""
+    desk = Desk(Journal, pending_bytes_max=1000)
+    turn = desk.submit(FakeConnection(), "Journal.write", "x" * 5000)
+    refused = FakeConnection()
+    desk.submit(refused, "Journal.write", "y")
+    desk.run(turn)
+
+    assert code_of(refused.replies[0]) == "Overloaded"
+    assert desk.ask(FakeConnection(), "Journal.write", "y") == 2
+
+
+class Talker:
+    """Hears and says large things."""
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def say(self, size: int) -> str:
+        """Return a text of so many characters."""
+        self.said += 1
+        return "x" * size
+
+    def total(self) -> int:
+        """Return how often something was said."""
+        return self.said
+
+    def hear(self, text: str) -> int:
+        """Return how much was said."""
+        return len(text)
+
+    def fail(self, text: str) -> None:
+        """Raise."""
+        raise ValueError(len(text))
+
+
+@pytest.mark.parametrize(
+    "events", ["", "end", "expire", "repeat", "repeat end", "repeat repeat expire"]
+)
+@pytest.mark.parametrize("target", ["Talker.hear", "Talker.fail"])
+def test_bytes_of_a_call_count_until_it_has_ended(target: str, events: str) -> None:
+    """However a call ends, and whatever happens while it waits, nothing stays."""
+    desk = Desk(Talker)
+    turn = desk.submit(FakeConnection(), "Talker.hear", "")
+    connection = desk.attached()
+    desk.submit(connection, target, "x" * 3000, number=1)
+    before = desk.host.status()["pending_bytes"]
+    assert 3000 < before < 3200
+    for event in events.split():
+        if event == "expire":
+            desk.clock.advance(1000)
+            continue
+        former = connection
+        if event == "repeat":
+            connection = desk.attached(former.lane)
+            desk.submit(connection, target, "x" * 3000, number=1)
+            assert desk.host.status()["pending_bytes"] == before
+        desk.host.detach(former.lane, former, finished=False)
+        desk.host.check()
+    desk.run(turn)
+    desk.host.check()
+
+    assert desk.host.pending == 0
+    assert desk.host.status()["pending_bytes"] == 0
+
+
+@pytest.mark.parametrize("target", ["Nobody.hear", "Talker.nothing"])
+def test_bytes_of_a_refused_call_do_not_count(target: str) -> None:
+    """A call that is not taken in holds nothing."""
+    desk = Desk(Talker)
+    refused = FakeConnection()
+    desk.submit(refused, target, "x" * 3000)
+
+    assert code_of(refused.replies[0]) in ("NotShared", "NotOffered")
+    assert desk.host.status()["pending_bytes"] == 0
+
+
 def test_objects_limit_refuses_new_objects_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1048,6 +1234,19 @@ def test_refused_call_takes_no_place_among_the_objects() -> None:
     desk.run(turn)
 
     assert desk.host.status()["objects"] == 1
+
+
+def test_key_that_is_refused_for_its_length_is_not_written_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A line of the log has a bounded length, whatever a caller calls an object."""
+    caplog.set_level(logging.INFO)
+    desk = Desk(Counter)
+    desk.ask(FakeConnection(), "Counter.add", key="x" * 60_000)
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "60000" in line
+    assert len(line) < 2000
 
 
 @pytest.mark.parametrize("key", ["", "x" * (KEY_LENGTH_MAX + 1)])
@@ -1797,6 +1996,21 @@ def test_check_finds_a_lost_wake_up() -> None:
 
     turn.current = former
     desk.run(turn)
+    desk.host.check()
+
+
+def test_check_finds_bytes_that_are_counted_wrongly() -> None:
+    """``check`` raises when the bytes of the calls are not those that are counted."""
+    desk = Desk(Journal)
+    turn = desk.submit(FakeConnection(), "Journal.write", "x" * 100)
+    desk.host._pending_bytes += 1
+    with pytest.raises(AssertionError):
+        desk.host.check()
+    desk.run(turn)
+    with pytest.raises(AssertionError):
+        desk.host.check()
+
+    desk.host._pending_bytes -= 1
     desk.host.check()
 
 

@@ -111,6 +111,13 @@ def test_limits_of_the_rooms_are_settings_of_the_same_name() -> None:
             assert getattr(defaults, name) == value, name
 
 
+def test_calls_have_room_for_the_largest_one() -> None:
+    """A manager that could take no call of the largest size is not started."""
+    with pytest.raises(ConfigError, match=r"pending_bytes_max is 4096 .* 8192"):
+        ManagerSettings(pending_bytes_max=4096, frame_bytes_max=8192)
+    ManagerSettings(pending_bytes_max=8192, frame_bytes_max=8192)
+
+
 def test_longest_deadline_is_below_the_retention() -> None:
     """By default a call has ended before its lane can be forgotten."""
     defaults = ManagerSettings()

@@ -242,7 +242,7 @@ def test_call_arrives_as_it_was_sent(
 
     assert wire.kind_of(payload) == wire.CALL
     assert wire.unpack_call(payload, LANE) == Call(
-        class_name, key, method, body, remaining_s, LANE, number, boot
+        class_name, key, method, body, remaining_s, LANE, number, boot, len(payload)
     )
 
 
