@@ -33,6 +33,7 @@ from .contexts import BUFFER_BYTES_MIN, ReadContext, WriteContext
 from .contexts import BUFFERS_MAX as BUFFERS_MAX
 from .entries import full_name
 from .errors import ConfigError, NotAllowed, TooLarge
+from .large_bytes import enveloped
 from .measures import DEFAULT_LIMITS, ValueLimits
 from .messages import Reference
 from .refusals import Foreign, refusal
@@ -106,7 +107,9 @@ def encode_with_buffers(
     small = _small(value, limits)
     if small is not None:
         return small, _NO_BUFFERS
-    data, buffers = _dump(value, limits, buffer_bytes_min=buffer_bytes_min)
+    data, buffers = _dump(
+        enveloped(value, buffer_bytes_min), limits, buffer_bytes_min=buffer_bytes_min
+    )
     if buffers or not is_tiny(data, limits):
         checked_walk(data, limits, [buffer.nbytes for buffer in buffers])
     return data, buffers

@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, SafeUUID
 
-from . import arrays, dataframes, stock_arrays, wire_names
+from . import arrays, dataframes, large_bytes, stock_arrays, wire_names
 from .contexts import ReadContext
 from .entries import ITEMS, MAY, MUST, PAIRS, Entry
 from .errors import NotAllowed
@@ -429,6 +429,7 @@ TABLE = {
         arrays.names(),
         stock_arrays.names(),
         dataframes.names(),
+        large_bytes.names(),
     )
     for module, name, entry in names
 }

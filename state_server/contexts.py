@@ -12,10 +12,12 @@ from typing import Any
 from .errors import NotAllowed
 from .measures import ValueLimits
 
-#: Arrays of fewer bytes stay in the pickle: a buffer beside it costs some microseconds.
+#: Less memory stays in the pickle: a buffer beside it costs some microseconds.
 BUFFER_BYTES_MIN = 64 * 1024
 #: One vectored write takes 1,024 pieces (IOV_MAX of Linux and BSD), the head is one.
 BUFFERS_MAX = 1000
+#: Of these, so many are kept for large bytes, which cannot go into the pickle.
+ENVELOPES_MAX = 24
 
 
 class WriteContext:
@@ -45,11 +47,15 @@ class WriteContext:
 
     def puts_aside(self, memory: memoryview) -> bool:
         """Tell whether the memory goes beside the pickle, and not into it."""
-        least = self._buffer_bytes_min
-        if least is None or memory.nbytes < least or len(self.buffers) >= BUFFERS_MAX:
+        least, most = self._buffer_bytes_min, BUFFERS_MAX - ENVELOPES_MAX
+        if least is None or memory.nbytes < least or len(self.buffers) >= most:
             return False
-        self.buffers.append(memory)
+        self.put_aside(memory)
         return True
+
+    def put_aside(self, memory: memoryview) -> None:
+        """Have the memory beside the pickle."""
+        self.buffers.append(memory)
 
 
 class ReadContext:

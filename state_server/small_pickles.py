@@ -20,7 +20,8 @@ _CONTAINERS = frozenset({tuple, dict, list})
 SMALL_BYTES_MAX = 1024
 #: Longest text or bytes in a small pickle: a digest in hexadecimal digits.
 _TEXT_BYTES_MAX = 64
-ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+_NUMBERS = frozenset({type(None), bool, int, float})
+ATOMS = _NUMBERS | {str, bytes}
 
 
 def is_small(value: Any, levels: int = 3) -> bool:
@@ -30,8 +31,10 @@ def is_small(value: Any, levels: int = 3) -> bool:
     has at most ``SMALL_BYTES_MAX`` bytes. ``levels``: containers within each other.
     """
     kind = type(value)
-    if kind in ATOMS:
+    if kind in _NUMBERS:
         return True
+    if kind is str or kind is bytes:
+        return len(value) <= SMALL_BYTES_MAX
     if kind not in _CONTAINERS or not levels or len(value) > _PARTS_MAX:
         return False
     if kind is dict:
@@ -39,7 +42,7 @@ def is_small(value: Any, levels: int = 3) -> bool:
             return False
         value = value.values()
     for part in value:
-        if type(part) not in ATOMS and not is_small(part, levels - 1):
+        if type(part) not in _NUMBERS and not is_small(part, levels - 1):
             return False
     return True
 

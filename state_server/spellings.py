@@ -18,7 +18,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from uuid import UUID
 
-from . import arrays, dataframe_spellings
+from . import arrays, dataframe_spellings, large_bytes
 from .constructors import ADDRESSES, PATHS, TABLE, builtin_error, zone_key
 from .contexts import WriteContext
 from .measures import measured_decimal, measured_range
@@ -172,5 +172,10 @@ _SPELLINGS: dict[type, Callable[[Any, Any], Any]] = {
     Fraction: _spell_fraction,
     Decimal: _spell_decimal,
     range: _spell_range,
+    large_bytes.Envelope: large_bytes.spelling,
 }  # fmt: skip
-_NAMED_CLASSES = frozenset(_SPELLINGS) - {FunctionType, BuiltinFunctionType}
+_NAMED_CLASSES = frozenset(_SPELLINGS) - {
+    FunctionType,
+    BuiltinFunctionType,
+    large_bytes.Envelope,
+}

@@ -16,6 +16,7 @@ from typing import Any
 #: The modules that pickles name, beside those of the language and the standard library.
 ARRAYS = "state_server.arrays"
 DATAFRAMES = "state_server.frames"
+LARGE_BYTES = "state_server.large_bytes"
 REFERENCES = "state_server.messages"
 
 

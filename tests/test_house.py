@@ -56,6 +56,7 @@ CODEC_PARTS = {
     "dataframes",
     "dtypes",
     "entries",
+    "large_bytes",
     "measures",
     "own_classes",
     "refusals",

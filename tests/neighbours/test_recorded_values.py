@@ -105,6 +105,7 @@ OWN_NAMES = {
         "absent categorical dates frame index interval intervals masked moment"
         " multi_index period periods series steps strings"
     ),
+    "state_server.large_bytes": "large_bytes",
     "state_server.messages": "Reference",
 }
 
