@@ -248,9 +248,11 @@ class Client:
 
         Raises what the method raised, or an error of the family.
         """
-        # Before a connection is taken: what cannot be sent spoils none.
-        offset = wire.call_head_bytes(wire.pack_target(*target))
-        body = bodies.pack((args, kwargs), offset) if args or kwargs else _NO_ARGUMENTS
+        body = _NO_ARGUMENTS
+        if args or kwargs:
+            # Before a connection is taken: what cannot be sent spoils none.
+            offset = wire.call_head_bytes(wire.pack_target(*target))
+            body = bodies.pack((args, kwargs), offset)
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
@@ -353,7 +355,8 @@ class _Exchange:
     def _try_once(self) -> wire.Reply:
         link = self._link()
         try:
-            _refuse_to_wait_for_oneself(link)
+            if running.boot_id is not None:
+                _refuse_to_wait_for_oneself(link)
             if self.lane is None:
                 link.number += 1
                 self.number = link.number
@@ -445,7 +448,7 @@ class _Exchange:
 
 
 def _refuse_to_wait_for_oneself(link: Link) -> None:
-    if running.boot_id is not None and running.boot_id == link.boot_id:
+    if running.boot_id == link.boot_id:
         raise Refused(
             f"A method of {running.name} called its own manager over the network; it "
             "would wait for itself. Call the object from outside, or move the state "

@@ -90,10 +90,6 @@ class Connection:
         """Return how replies are spelled on this connection."""
         return self.conversation.form
 
-    def deliver(self, payload: Payload) -> None:
-        """Send the reply of the call in flight, from any thread; then listen again."""
-        self.send(payload)
-
     def send(self, payload: Payload, *, ends: bool = False) -> None:
         """Send ``payload``; what the socket does not take now, the leader sends later.
 
@@ -129,6 +125,9 @@ class Connection:
                 self._owner.watch(self, polling.READ)
         if ends or self.buffered:
             self._owner.revisit(self)
+
+    #: How the host has the reply of the call in flight sent, from any thread.
+    deliver = send
 
     def _begin(self, payload: Payload) -> Payload:
         """Send what stands in front of a large frame; return what is left to send.

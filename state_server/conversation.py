@@ -83,12 +83,12 @@ class Conversation:
         "_destination",
         "_handshake",
         "_manners",
-        "_step",
         "authenticated",
         "form",
         "is_admin",
         "knows_key",
         "lane",
+        "receive",
         "replaced",
     )
 
@@ -96,7 +96,9 @@ class Conversation:
         self._manners = manners
         self._destination = destination
         self._handshake = handshake.ServerHandshake(manners.key, manners.allow_md5)
-        self._step: Callable[[Payload], Call | Answer] = self._shake_hands
+        #: Takes in one frame; what it does depends on what was said before. Raises an
+        #: error of the family when the connection has to be closed.
+        self.receive: Callable[[Payload], Call | Answer] = self._shake_hands
         self.knows_key = False
         self.authenticated = False
         self.is_admin = False
@@ -114,18 +116,11 @@ class Conversation:
         limit = self._manners.frame_bytes_max
         return limit if self.lane is None else wire.own_frame_bytes_max(limit)
 
-    def receive(self, payload: Payload) -> Call | Answer:
-        """Take in one frame.
-
-        Raises an error of the family when the connection has to be closed.
-        """
-        return self._step(payload)
-
     def _shake_hands(self, payload: Payload) -> Answer:
         answer, done = self._handshake.receive(payload)
         if done:
             self.knows_key = True
-            self._step = self._hear_first
+            self.receive = self._hear_first
             return Answer()
         return Answer(answer)
 
@@ -161,7 +156,7 @@ class Conversation:
             body = failures.pack(failures.refusal(error))
             return Answer(wire.pack_reply(0, True, body), close=True)
         self.lane = hello.lane
-        self._step = self._hear_own
+        self.receive = self._hear_own
         welcome = wire.Welcome(
             manners.host.boot_id,
             os.getpid(),
@@ -172,12 +167,11 @@ class Conversation:
         return Answer(wire.pack_welcome(welcome))
 
     def _hear_own(self, payload: Payload) -> Call | Answer:
-        kind = wire.kind_of(payload)
-        if kind == wire.CALL:
+        if payload[:2] == wire.CALL_BEGINS:
             assert self.lane is not None
             call = wire.unpack_call(payload, self.lane)
             return call if call.class_name else self._control(call)
-        if kind == wire.GOODBYE:
+        if wire.kind_of(payload) == wire.GOODBYE:
             return Answer(close=True, goodbye=True)
         raise NotAllowed("A frame of an unknown kind came where a call was expected.")
 
@@ -204,7 +198,7 @@ class Conversation:
         except StateServerError as error:
             return Answer(stock.text_reply(error), close=True)
         if verb.name == "accept_connection":
-            self._step = self._hear_stock_call
+            self.receive = self._hear_stock_call
             return Answer(stock.reply(value))
         return Answer(stock.reply(value), close=True)
 

@@ -86,6 +86,7 @@ class Crew:
         self._displaced_at: dict[Method, float] = {}
         self._habit_until: dict[Method, float] = {}
         self._monitor_looks = threading.Event()
+        self._monitor_rests = False
         self._monitor = threading.Thread(
             target=self._watch, name="state-server-monitor", daemon=True
         )
@@ -147,8 +148,8 @@ class Crew:
         self._method = None
         self._turn += 1
         self._in_turn = True
-        # In this order: the monitor rests only if it sees no turn after clearing.
-        if not self._monitor_looks.is_set():
+        # In this order: the monitor rests only if it sees no turn after it said so.
+        if self._monitor_rests:
             self._monitor_looks.set()
         try:
             continuation = step()
@@ -200,7 +201,7 @@ class Crew:
         If not, the object is made ready under the same lock: a thread that comes free
         either was counted here or finds it.
         """
-        if self._idle > 1:
+        if self._idle > 1 or len(self._threads) < self._threads_max:
             return True
         with self._lock:
             if self._idle + self._startable() > 0:
@@ -348,8 +349,10 @@ class Crew:
 
     def _rest(self) -> None:
         self._monitor_looks.clear()
+        self._monitor_rests = True
         if not self._in_turn and not self.stopping:
             self._monitor_looks.wait(60.0)
+        self._monitor_rests = False
 
     def _displace(self) -> None:
         """Make room for another leader; the caller holds the lock."""

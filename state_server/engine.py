@@ -262,7 +262,28 @@ class Engine:
     def _receive(self, connection: Connection) -> Payload | None:
         """Return the next whole frame of a connection, or ``None`` for now."""
         reader = connection.reader
-        payload = reader.next() if connection.buffered else None
+        if connection.buffered:
+            return self._receive_more(connection)
+        try:
+            data = connection.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+            return None
+        payload: Payload | None = wire.whole_payload(data, reader.bytes_max)
+        if payload is None:
+            payload = reader.feed(data)
+            if reader.buffered:
+                self._count_inbound(connection)
+        return None if connection.closed else payload
+
+    def _receive_more(self, connection: Connection) -> Payload | None:
+        """Return the next whole frame where some of it, or of one more, is here."""
+        reader = connection.reader
+        payload = reader.next()
         if payload is None:
             room = reader.room
             try:
@@ -281,11 +302,8 @@ class Engine:
                 self._close(connection)
                 return None
             payload = reader.feed(data) if room is None else reader.fill(count)
-        if connection.buffered or reader.buffered:
-            self._count_inbound(connection)
-            if connection.closed:
-                return None
-        return payload
+        self._count_inbound(connection)
+        return None if connection.closed else payload
 
     def _count_inbound(self, connection: Connection) -> None:
         """Keep account of unfinished frames, in bytes and in time."""

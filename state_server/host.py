@@ -240,12 +240,14 @@ class Host:
             memory = self._lanes.get(call.lane, destination)
             if call.number <= memory.number or memory.ticket is not None:
                 return self._remembered(call, memory, destination), None
-            self._check_history(call)
+            if call.first_boot != self.boot_id:
+                self._check_history(call)
         if self._closing:
             raise Stopping("The manager is stopping and takes no more calls.")
         if not call.remaining_s > 0:
             raise Expired(f"The deadline of {call.name}.{call.method} has passed.")
-        if self._pending_edge.reached(self._pending):
+        if self._pending >= self.limits.pending_max:
+            self._pending_edge.reached(self._pending)
             raise Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
         if self._pending_bytes >= self.limits.pending_bytes_max:
             self._pending_bytes_edge.reached(self._pending_bytes)
@@ -288,8 +290,6 @@ class Host:
         A boot id begins with the epoch of the store. Within one epoch every changing
         call of a durable object that was answered is remembered on disk.
         """
-        if call.first_boot == self.boot_id:
-            return
         shared = self._catalogue.get(call.class_name)
         keeps = self._committer is not None and shared is not None and shared.durable
         if keeps and call.first_boot[:8] == self.boot_id[:8]:
@@ -398,7 +398,8 @@ class Host:
             if following is not None:
                 following.started = True
             resident.current = following
-            self._residents.note_use(resident)
+            if resident.is_evictable:
+                self._residents.note_use(resident)
             if resident.is_full and len(resident.queue) <= self.limits.queue_max * 0.9:
                 resident.is_full = False
                 log.warning("There is room again in the queue of %s.", resident.name)
@@ -451,6 +452,7 @@ class Host:
         with self._lock:
             self._residents.sweep()
             # Here and not where a call ends: that would cost each of them.
+            self._pending_edge.left(self._pending)
             self._pending_bytes_edge.left(self._pending_bytes)
 
     def prepare(self, shared: SharedClass) -> SharedClass:

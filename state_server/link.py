@@ -55,6 +55,7 @@ class Link:
         "_stream",
         "boot_id",
         "frame_bytes_max",
+        "has_leftovers",
         "is_admin",
         "is_local",
         "lane",
@@ -84,6 +85,8 @@ class Link:
         self.process_id = 0
         self.is_admin = False
         self.frame_bytes_max = 0
+        #: More has come than the reply that was read: the link is not to be used again.
+        self.has_leftovers = False
         # Until the server has proven that it knows the key it is heard out shortly.
         self._reader = wire.FrameReader(handshake.HANDSHAKE_BYTES_MAX)
         #: A send to a peer that has closed a Unix socket fails at once, and gives it
@@ -124,27 +127,22 @@ class Link:
             self._stream.send_parts((frame, *rest), deadline)
         else:
             self._stream.send(frame, deadline)
+        data = self._stream.receive(deadline)
         try:
-            if not self._reader.buffered:
-                data = self._stream.receive(deadline)
-                reply = wire.whole_reply(data)
-                if reply is not None:
-                    return reply
-                payload = self._reader.feed(data)
-                if payload is not None:
-                    return wire.unpack_reply(payload)
-            return wire.unpack_reply(self._receive(deadline))
+            reply = wire.whole_reply(data)
+            if reply is not None:
+                return reply
+            payload = self._reader.feed(data)
+            if payload is None:
+                payload = self._receive(deadline)
+            self.has_leftovers = self._reader.buffered > 0
+            return wire.unpack_reply(payload)
         except (NotAllowed, TooLarge) as error:
             raise BrokenLink(f"the reply cannot be read ({error})", sent=True) from None
 
-    @property
-    def has_leftovers(self) -> bool:
-        """Tell whether more has come than the reply that was read."""
-        return self._reader.buffered > 0
-
     def is_quiet(self) -> bool:
         """Tell whether nothing has come since the last reply: not even an end."""
-        return not self._reader.buffered and self._stream.is_quiet()
+        return not self.has_leftovers and self._stream.is_quiet()
 
     def close(self, *, goodbye: bool = False) -> None:
         """Close the socket. ``goodbye``: tell the manager to forget the lane."""
@@ -204,6 +202,8 @@ class Link:
         welcome = wire.unpack_welcome(payload)
         if not handshake.proof_holds(key, b"server", nonces, welcome.proof):
             raise Denied("The server's proof of the key is wrong; it was not called.")
+        if self._reader.buffered:
+            raise BrokenLink("the manager sent more than its greeting", sent=False)
         self._reader.bytes_max = _REPLY_BYTES_MAX
         self.boot_id = welcome.boot_id
         self.process_id = welcome.process_id

@@ -82,6 +82,7 @@ class Residents:
         if shared.durable and self._committer is not None:
             alike = self._evictable.setdefault(shared.idle_timeout_s, OrderedDict())
             alike[key] = resident
+            resident.is_evictable = True
         return resident
 
     def add(self, key: ObjectName, shared: SharedClass) -> Resident:
@@ -103,13 +104,9 @@ class Residents:
         return MemoryKeeper(shared)
 
     def note_use(self, resident: Resident) -> None:
-        """Take note that an object was called now."""
-        if not resident.shared.durable or self._committer is None:
-            return
+        """Take note that an object that can come back from disk was called now."""
         resident.used_at = self._clock()
-        alike = self._evictable.get(resident.shared.idle_timeout_s)
-        if alike is not None and resident.key in alike:
-            alike.move_to_end(resident.key)
+        self._evictable[resident.shared.idle_timeout_s].move_to_end(resident.key)
 
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""
@@ -137,5 +134,6 @@ class Residents:
             return False
         del self._evictable[resident.shared.idle_timeout_s][resident.key]
         del self._residents[resident.key]
+        resident.is_evictable = False
         self._edge.left(len(self._residents))
         return True

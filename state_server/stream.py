@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import select
 import socket
 import struct
@@ -194,8 +195,11 @@ class Stream:
 
     def _get_ready(self, deadline: float) -> int:
         """Wait for something to come, or have the receive wait; return its flags."""
-        wait_s = remaining_s(deadline, sent=True)
-        if not self._blocks or threading.main_thread().ident == threading.get_ident():
+        wait_s = deadline - time.monotonic()
+        if wait_s <= 0:
+            raise TimeIsUp(sent=True)
+        # The main thread of a process has its number.
+        if not self._blocks or os.getpid() == threading.get_native_id():
             self._wait(min(wait_s, _WAIT_MAX_S) * 1000)
             return _DONT_WAIT
         wait_s = max(_RECEIVE_WAIT_LEAST_S, min(wait_s, _RECEIVE_WAIT_S))

@@ -85,7 +85,8 @@ class Ticket:
 class Resident:
     """One object in memory and the calls that wait for it.
 
-    ``current``, ``queue``, ``is_full`` and ``used_at`` are guarded by the host's lock.
+    ``current``, ``queue``, ``is_full``, ``is_evictable`` (whether it can come back from
+    disk) and ``used_at`` are guarded by the host's lock.
     ``keeper``, ``contract`` and ``batch`` belong to the thread that runs ``current``;
     ``batch`` is the last one that holds a change of the object. ``poisoned`` is set
     under the committer's lock, when a change could not be saved.
@@ -95,6 +96,7 @@ class Resident:
         "batch",
         "contract",
         "current",
+        "is_evictable",
         "is_full",
         "keeper",
         "key",
@@ -115,6 +117,7 @@ class Resident:
         self.poisoned = False
         self.used_at = 0.0
         self.current: Ticket | None = None
+        self.is_evictable = False
         self.is_full = False
         self.queue: deque[Ticket] = deque()
 

@@ -39,7 +39,8 @@ class Performer:
         clock: Callable[[], float],
     ) -> None:
         self._boot_id = boot_id
-        self._frame_bytes_max = frame_bytes_max
+        self._value_bytes_max = frame_bytes_max
+        self._reply_bytes_max = wire.own_frame_bytes_max(frame_bytes_max)
         self._committer = committer
         self._clock = clock
 
@@ -90,10 +91,10 @@ class Performer:
             running.boot_id = None
         try:
             reply = form.done(call, value)
-            if len(reply) > wire.own_frame_bytes_max(self._frame_bytes_max):
+            if len(reply) > self._reply_bytes_max:
                 raise TooLarge(
                     f"The result of {call.name}.{call.method} has {len(reply)} "
-                    f"bytes; the limit is {self._frame_bytes_max} (frame_bytes_max)."
+                    f"bytes; the limit is {self._value_bytes_max} (frame_bytes_max)."
                 )
             return reply, keeper.kept(call, readonly=readonly)
         except StateServerError as error:

@@ -44,8 +44,11 @@ from .messages import Call, Lane, Payload
 MARK = 0xF5
 HELLO, WELCOME, CALL, DONE, FAILED, GOODBYE = range(1, 7)
 PROTOCOL_VERSION = 1
+#: How every call of our own client begins.
+CALL_BEGINS = bytes((MARK, CALL))
 
 _LENGTH = struct.Struct("!i")
+_LENGTH_MAX = 0x7FFFFFFF
 _LONG_LENGTH = struct.Struct("!Q")
 _HELLO = struct.Struct("!BBH16s16s32s32s")
 _WELCOME = struct.Struct("!BB16sQ32sBQ")
@@ -58,14 +61,28 @@ _REPLY = struct.Struct("!BBQ")
 
 def framed(payload: Payload) -> bytes:
     """Return ``payload`` with its length in front."""
-    return frame_head(len(payload)) + payload
+    size = len(payload)
+    if size <= _LENGTH_MAX:
+        return _LENGTH.pack(size) + payload
+    return frame_head(size) + payload
 
 
 def frame_head(size: int) -> bytes:
     """Return what stands in front of a payload of ``size`` bytes."""
-    if size <= 0x7FFFFFFF:
+    if size <= _LENGTH_MAX:
         return _LENGTH.pack(size)
     return _LENGTH.pack(-1) + _LONG_LENGTH.pack(size)
+
+
+def whole_payload(data: bytes, bytes_max: int) -> bytes | None:
+    """Return the payload if ``data`` is exactly one frame of at most ``bytes_max``.
+
+    This is the common case, and needs no ``FrameReader``.
+    """
+    if len(data) < 4:
+        return None
+    (size,) = _LENGTH.unpack_from(data)
+    return data[4:] if 0 <= size == len(data) - 4 and size <= bytes_max else None
 
 
 #: A frame of this size or more is received into memory of its own, where it stays,
@@ -124,11 +141,6 @@ class FrameReader:
             room[:taken] = data[:taken]
             self._buffer += data[taken:]
             return self.fill(taken)
-        if not self._buffer and len(data) >= 4:
-            # The common case: exactly one small frame in one piece, no copy kept.
-            (size,) = _LENGTH.unpack_from(data)
-            if 0 <= size == len(data) - 4 and size <= self.bytes_max:
-                return data[4:]
         self._buffer += data
         return self.next()
 

@@ -847,17 +847,18 @@ def test_monitor_does_not_rest_through_the_stop(
 def test_turn_is_announced_before_the_monitor_is_asked(make_ship: MakeShip) -> None:
     """A leader looks whether the monitor rests only after it has said it is in a turn.
 
-    The other order loses the race in which the monitor clears its event in between.
+    The other order loses the race in which the monitor goes to rest in between.
     """
     ship = make_ship(start=False)
     seen: list[bool] = []
 
-    class Asked(RaceEvent):
-        def is_set(self) -> bool:
-            seen.append(ship.crew._in_turn)
-            return super().is_set()
+    class Asked(Crew):
+        @property
+        def _monitor_rests(self) -> bool:
+            seen.append(self._in_turn)
+            return True
 
-    ship.crew._monitor_looks = Asked()  # type: ignore[assignment]
+    ship.crew.__class__ = Asked
     ship.crew.run_turn(lambda: None)
 
     assert seen == [True]

@@ -1101,6 +1101,7 @@ def test_pending_limit_refuses_and_logs_the_edges(
     for turn in turns:
         desk.run(turn)
     assert desk.ask(FakeConnection(), "Counter.add", key="0") == 3
+    desk.host.sweep()
     assert len(log_lines(caplog)) == 2
 
 
