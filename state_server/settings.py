@@ -152,6 +152,9 @@ class ManagerSettings(CommonSettings):
     pending_bytes_max: int = _setting(
         1024 * MEBIBYTE, _whole(1024), "calls waiting, running or not yet on disk"
     )
+    batch_bytes_max: int = _setting(
+        256 * MEBIBYTE, _whole(1024), "replies waiting for one commit"
+    )
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
     memory: bool = _setting(
         False, _boolean, "keep nothing on disk; everything is forgotten at the end"
