@@ -111,6 +111,9 @@ class ManagerSettings(CommonSettings):
     objects: tuple[str, ...] = _setting(
         (), str, "module or module:Class to share; may be repeated", repeatable=True
     )
+    log_lines_max: int = _setting(
+        100, _whole(1), "lines of one kind that are logged in a second"
+    )
     allow_md5: bool = _setting(
         True, _boolean, "accept stock clients of Python 3.10 and 3.11"
     )
