@@ -448,6 +448,32 @@ def test_large_calls_that_wait_are_bounded_in_bytes(
         wait_until(lambda: "Back below the limit" in manager.log)
 
 
+def test_readers_that_stop_before_the_end_hold_no_more_than_they_left(
+    start_manager: StartManager,
+) -> None:
+    """What is read of a large reply leaves memory, although the rest is not read."""
+    manager = start_manager(*sharing("Echo"))
+    # Large enough for the system to have the memory back as soon as it is free.
+    size = 40 * MEBIBYTE
+    with ExitStack() as stack:
+        peers = peers_of(manager, 6, stack)
+        client = stack.enter_context(manager.client())
+        before = resident_bytes(manager.pid)
+        for peer in peers:
+            peer.send_call(1, ("Echo", "default", "bytes_of"), size)
+            left = size - MEBIBYTE
+            while left > 0:
+                left -= len(peer.socket.recv(min(left, MEBIBYTE)))
+        assert client.status()["outbound_bytes"] > 3 * MEBIBYTE
+        wait_until(lambda: resident_bytes(manager.pid) < before + 60 * MEBIBYTE)
+        # The rest is still to be had.
+        for peer in peers:
+            left = MEBIBYTE
+            while left > 0:
+                left -= len(peer.socket.recv(min(left, MEBIBYTE)))
+        wait_until(lambda: client.status()["outbound_bytes"] == 0)
+
+
 def test_calls_that_are_refused_do_not_fill_the_log(
     start_manager: StartManager,
 ) -> None:
