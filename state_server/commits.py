@@ -142,6 +142,7 @@ class Batch:
         "phase",
         "replies",
         "waiting",
+        "waiting_bytes",
     )
 
     def __init__(self) -> None:
@@ -152,6 +153,7 @@ class Batch:
         self.owners: dict[int, Owner] = {}
         #: What waits for this batch, and the payload to be given to it.
         self.waiting: list[tuple[Any, Payload]] = []
+        self.waiting_bytes = 0
         self.phase = Phase.FILLING
         #: Whether there is anything that somebody waits to see on disk.
         self.is_due = False
@@ -265,6 +267,7 @@ class Committer:
                 batch.replies.append(reply)
             if waiting is not None:
                 batch.waiting.append(waiting)
+                batch.waiting_bytes += len(waiting[1])
             if not batch.is_due:
                 batch.is_due = True
                 if get_ident() != self._gatherer:
@@ -280,6 +283,7 @@ class Committer:
         with self._lock:
             if batch.phase is Phase.FILLING:
                 batch.waiting.append(waiting)
+                batch.waiting_bytes += len(waiting[1])
             return batch.phase
 
     def wait_for(self, batch: Batch) -> None:
@@ -295,6 +299,11 @@ class Committer:
             self._filling.forgotten.append(lane)
 
     # Writing -------------------------------------------------------------------------
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Return the bytes of the replies that wait for the batch that is filling."""
+        return self._filling.waiting_bytes
 
     @property
     def has_staged(self) -> bool:

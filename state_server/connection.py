@@ -173,6 +173,19 @@ class Connection:
         if self.out is None and (self.ends or self.buffered):
             self._owner.revisit(self)
 
+    def trim(self) -> None:
+        """Keep of a reply what is unread, if most is read; called by the leader.
+
+        A view keeps the whole reply, however little of it is counted. Now and then
+        only: a reader that is quick has taken all of it before that.
+        """
+        with self._lock:
+            if self.out is None:
+                return
+            whole = memoryview(self.out.obj)
+            if 2 * len(self.out) < len(whole):
+                self.out = memoryview(bytes(self.out))
+
     def pause_if_in_flight(self) -> bool:
         """Stop reading while a call is in flight; tell whether one is."""
         with self._lock:

@@ -480,6 +480,8 @@ class Engine:
                 if deadline < now:
                     log.warning("Connection %d closed: %s.", connection.fd, what)
                     self._close(connection)
+        for connection in list(self._write_deadlines):
+            connection.trim()
         for descriptor, until in list(self._resting.items()):
             if until <= now:
                 del self._resting[descriptor]

@@ -77,6 +77,9 @@ class Host:
         self._pending_bytes_edge = Edge(
             log, "bytes of calls waiting", limits.pending_bytes_max
         )
+        self._batch_edge = Edge(
+            log, "bytes of replies waiting for a commit", limits.batch_bytes_max
+        )
 
     def __repr__(self) -> str:
         """Return the numbers an operator asks for first."""
@@ -340,7 +343,20 @@ class Host:
         gate = None
         if change is not None or resident.batch is not None:
             payload, gate = self._gate(resident, ticket, payload, change)
+            if gate is not None and gate.waiting_bytes >= self.limits.batch_bytes_max:
+                self._await_commit(gate)
         return self._finish(resident, ticket, payload, waits=gate is not None)
+
+    def _await_commit(self, batch: Batch) -> None:
+        """Keep the turn until a commit has ended that many bytes of replies wait for.
+
+        Where a disk stalls, each thread adds one reply more at the most. Like a method
+        that blocks, this costs a leader its place, and only its own object waits.
+        """
+        assert self._committer is not None
+        with self._lock:
+            self._batch_edge.reached(batch.waiting_bytes)
+        self._committer.wait_for(batch)
 
     def _gate(
         self,
@@ -454,6 +470,8 @@ class Host:
             # Here and not where a call ends: that would cost each of them.
             self._pending_edge.left(self._pending)
             self._pending_bytes_edge.left(self._pending_bytes)
+            if self._committer is not None:
+                self._batch_edge.left(self._committer.waiting_bytes)
 
     def prepare(self, shared: SharedClass) -> SharedClass:
         """Build the default object of a factory, to learn what it offers."""

@@ -172,10 +172,12 @@ class JournalKeeper:
 
         The live object is replaced by the loaded one: a set that was grown and one that
         was loaded may iterate differently, and a replay starts from the loaded one.
+        That takes about as long as the image, and the class may spare it.
         """
         fresh = image.dump(self.instance, self._shared.transient)
-        cls = type(self.instance)
-        self.instance = image.rebuild(fresh, cls, self._shared.transient, None)
+        if not self._shared.keeps_order:
+            cls = type(self.instance)
+            self.instance = image.rebuild(fresh, cls, self._shared.transient, None)
         return self._written(fresh)
 
     def first(self) -> Change | None:

@@ -28,6 +28,7 @@ from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
 from .host import Host
 from .keeping import KeepingLimits
+from .limits import LineLimit
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
@@ -327,7 +328,7 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_lines_max)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             fix_hash_seed(settings)
@@ -423,11 +424,13 @@ def _take_standard_output() -> TextIO:
     return report
 
 
-def log_to_stderr(level: str) -> None:
-    """Send the logs of this process to standard error."""
+def log_to_stderr(level: str, lines_max: int) -> None:
+    """Send the logs of this process to standard error, bounded in lines per second."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LineLimit(lines_max))
     logging.basicConfig(
         level=level,
-        stream=sys.stderr,
+        handlers=[handler],
         format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
     )
 

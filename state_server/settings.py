@@ -124,6 +124,9 @@ class ManagerSettings(CommonSettings):
     objects: tuple[str, ...] = _setting(
         (), str, "module or module:Class to share; may be repeated", repeatable=True
     )
+    log_lines_max: int = _setting(
+        100, _whole(1), "lines of one kind that are logged in a second"
+    )
     allow_md5: bool = _setting(
         True, _boolean, "accept stock clients of Python 3.10 and 3.11"
     )
@@ -164,6 +167,9 @@ class ManagerSettings(CommonSettings):
     pending_max: int = _setting(100_000, _whole(1), "calls waiting for all objects")
     pending_bytes_max: int = _setting(
         1024 * MEBIBYTE, _whole(1024), "calls waiting, running or not yet on disk"
+    )
+    batch_bytes_max: int = _setting(
+        256 * MEBIBYTE, _whole(1024), "replies waiting for one commit"
     )
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
     memory: bool = _setting(

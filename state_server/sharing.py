@@ -44,7 +44,8 @@ class SharedClass:
     """One class that a manager hosts: how its objects are built and what they offer.
 
     ``contract`` is ``None`` only for a factory whose class is known after its first
-    object was built.
+    object was built. ``keeps_order``: an object that is loaded from its image goes on
+    as the live one does, because its state has no set whose order matters.
     """
 
     name: str
@@ -62,6 +63,7 @@ class SharedClass:
     version: int = 1
     aliases: tuple[str, ...] = ()
     idle_timeout_s: float | None = None
+    keeps_order: bool = False
 
 
 class Catalogue:

@@ -47,6 +47,7 @@ class HostLimits(NamedTuple):
     queue_max: int = 10_000
     pending_max: int = 100_000
     pending_bytes_max: int = 1024 * 1024 * 1024
+    batch_bytes_max: int = 256 * 1024 * 1024
     objects_max: int = 1_000_000
     call_timeout_max_s: float = 300.0
     lanes_max: int = 100_000

@@ -89,6 +89,9 @@ def whole_payload(data: bytes, bytes_max: int) -> bytes | None:
 #: once half of this has come: a promise alone costs nothing.
 LARGE_BYTES = 2 * 1024 * 1024
 
+#: What a reader keeps of frames that it has given out already; nobody counts it.
+_CONSUMED_BYTES_MAX = 4096
+
 #: What our own frame of a large value may have besides the value: names, sizes.
 _NAMES_BYTES_MAX = 128 * 1024
 
@@ -172,7 +175,7 @@ class FrameReader:
         if self._start == len(self._buffer):
             self._buffer = bytearray()
             self._start = 0
-        elif self._start > 65536:
+        elif self._start > _CONSUMED_BYTES_MAX:
             del self._buffer[: self._start]
             self._start = 0
         return payload

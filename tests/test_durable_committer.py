@@ -754,6 +754,45 @@ def test_bytes_of_a_call_count_until_it_is_on_disk(error: Exception | None) -> N
         assert desk.host.status()["pending_bytes"] == 0
 
 
+@pytest.mark.parametrize("error", [None, StoreError(DISK_FULL)])
+def test_replies_that_wait_for_a_commit_are_bounded_in_bytes(
+    caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    """While a disk stalls, an object runs no more calls than may wait in bytes."""
+
+    class Speaker(Count):
+        def say(self, size: int) -> str:
+            self.count += 1
+            return "x" * size
+
+    with DurableDesk(Speaker, batch_bytes_max=10_000) as desk:
+        desk.store.hold()
+        desk.store.errors.append(error)
+        desk.start("Speaker.add")
+        desk.store.wait_for_commit()
+        connections = [FakeConnection() for _ in range(6)]
+        turns = [desk.submit(c, "Speaker.say", 4000) for c in connections]
+        assert turns[1:] == [None] * 5
+        thread = threading.Thread(target=desk.run, args=(turns[0],))
+        thread.start()
+        wait_until(lambda: "bytes of replies waiting" in caplog.text)
+        resident = desk.resident("Speaker", "default")
+        assert len(resident.queue) == 3
+        assert not any(connection.payloads for connection in connections)
+        desk.store.release()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        answers = [connection.wait() for connection in connections]
+        wait_until(lambda: desk.host.pending == 0)
+
+        desk.host.check()
+        if error is None:
+            assert answers == ["x" * 4000] * 6
+        desk.host.sweep()
+        limits = [r for r in caplog.records if "bytes of replies" in r.getMessage()]
+        assert len(limits) == 2
+
+
 def test_a_call_is_pending_until_its_reply_has_left() -> None:
     """A manager that drains waits for the replies of the last commit as well."""
     with DurableDesk(Count) as desk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import sqlite3
@@ -565,6 +566,46 @@ def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
             assert turn.keeper._arguments == b"", method
     finally:
         host.stop()
+
+
+@pytest.mark.parametrize("keeps_order", [False, True])
+def test_an_object_that_keeps_its_order_is_not_loaded_from_each_image(
+    tmp_path: Path, keeps_order: bool
+) -> None:
+    """After an image of it the live object goes on, or else the one that was loaded."""
+    loads: list[int] = []
+
+    class Roll:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def add(self, name: str) -> int:
+            self.names.append(name)
+            return len(self.names)
+
+        def __setstate__(self, state: dict[str, list[str]]) -> None:
+            self.names = state["names"]
+            loads.append(len(self.names))
+
+    record = describe_class(Roll, durable="journal")
+    limits = KeepingLimits(journal_bytes_max=1024)
+    for start in (0, 20):
+        shared = Catalogue()
+        shared.add(dataclasses.replace(record, keeps_order=keeps_order))
+        store = SqliteStore(tmp_path / "state.db")
+        host = Host(shared, store.epoch + bytes(8), keeping=limits, store=store)
+        host.start()
+        loads.clear()
+        for number in range(start, start + 20):
+            connection = FakeConnection()
+            turn = host.submit(make_call("Roll.add", "x" * 300), connection)
+            assert turn is not None
+            host.run(turn)
+            assert connection.wait() == number + 1
+        # The first one of the second host is the load at its start.
+        assert len(loads) == (start > 0) if keeps_order else len(loads) > 1
+        assert host._committer is not None
+        host._committer.stop()
 
 
 def test_a_journal_has_the_arguments_as_they_were_sent(tmp_path: Path) -> None:

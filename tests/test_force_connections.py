@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import state_server
-from state_server import Denied, Overloaded, codec, handshake, wire
+from state_server import Denied, NotOffered, Overloaded, codec, handshake, wire
 
 from .conftest import StartManager
 from .force_classes import (
@@ -446,6 +446,48 @@ def test_large_calls_that_wait_are_bounded_in_bytes(
         wait_until(lambda: client.status()["pending_bytes"] == 0)
         assert peers[5].call(2, ("Gate", "default", "size"), body=large) > 0
         wait_until(lambda: "Back below the limit" in manager.log)
+
+
+def test_readers_that_stop_before_the_end_hold_no_more_than_they_left(
+    start_manager: StartManager,
+) -> None:
+    """What is read of a large reply leaves memory, although the rest is not read."""
+    manager = start_manager(*sharing("Echo"))
+    # Large enough for the system to have the memory back as soon as it is free.
+    size = 40 * MEBIBYTE
+    with ExitStack() as stack:
+        peers = peers_of(manager, 6, stack)
+        client = stack.enter_context(manager.client())
+        before = resident_bytes(manager.pid)
+        for peer in peers:
+            peer.send_call(1, ("Echo", "default", "bytes_of"), size)
+            left = size - MEBIBYTE
+            while left > 0:
+                left -= len(peer.socket.recv(min(left, MEBIBYTE)))
+        assert client.status()["outbound_bytes"] > 3 * MEBIBYTE
+        wait_until(lambda: resident_bytes(manager.pid) < before + 60 * MEBIBYTE)
+        # The rest is still to be had.
+        for peer in peers:
+            left = MEBIBYTE
+            while left > 0:
+                left -= len(peer.socket.recv(min(left, MEBIBYTE)))
+        wait_until(lambda: client.status()["outbound_bytes"] == 0)
+
+
+def test_calls_that_are_refused_do_not_fill_the_log(
+    start_manager: StartManager,
+) -> None:
+    """Who is refused without end gets each refusal, and few of them are logged."""
+    manager = start_manager(*sharing("Echo"), "--log-lines-max", "5")
+    began = time.monotonic()
+    with OwnPeer(manager.address, manager.key) as peer:
+        peer.shake_hands().greet()
+        for number in range(1, 501):
+            answer = peer.call(number, ("Echo", "default", "no_such_method"))
+            assert isinstance(answer, NotOffered)
+    seconds = int(time.monotonic() - began) + 2
+    assert 5 <= manager.log.count("no_such_method refused") <= 5 * seconds < 500
+    assert "log_lines_max" in manager.log
 
 
 def test_a_peer_that_leaves_in_the_middle_of_its_call_is_cleaned_up(

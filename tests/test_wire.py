@@ -182,6 +182,15 @@ def test_no_memory_is_reserved_for_a_promise() -> None:
     assert reader.buffered == 1004
 
 
+def test_frames_that_were_given_out_take_no_memory() -> None:
+    """A reader that waits with the head of a frame does not keep the one before."""
+    reader = FrameReader(2**20)
+    assert reader.feed(wire.framed(bytes(60_000)) + b"\0") == bytes(60_000)
+
+    assert reader.buffered == 1
+    assert len(reader._buffer) < 5000
+
+
 def test_own_frames_hold_a_value_of_just_the_limit() -> None:
     """An array of 64 MiB is a value of 64 MiB, whatever its names take besides."""
     assert wire.own_frame_bytes_max(64 * 1024**2) > 64 * 1024**2 + 70_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ..settings import ManagerSettings
 from ..sharing import Catalogue, describe_class
 from .cache import CacheRegion
@@ -24,7 +26,8 @@ def add_ready_made(
         settings = ManagerSettings()
     catalogue.add(describe_class(SomeObj, ready_made=True))
     catalogue.add(describe_class(DemonstrationCounter, ready_made=True))
-    catalogue.add(describe_class(SessionShard, durable="journal", ready_made=True))
+    shard = describe_class(SessionShard, durable="journal", ready_made=True)
+    catalogue.add(dataclasses.replace(shard, keeps_order=True))
     cache_limits = {
         "entries_max": settings.cache_entries_max,
         "bytes_max": settings.cache_bytes_max,

@@ -43,7 +43,8 @@ class SessionShard:
     """Some of the sessions of one app, by name.
 
     Journalled: nothing here may depend on anything but the arguments, the object and
-    ``now()``, and there are no sets whose order could matter. Times are seconds since
+    ``now()``, and there are no sets whose order could matter, which its record says as
+    well (``keeps_order``). Times are seconds since
     1970 by the manager's clock, sizes are bytes.
 
     ``_sessions`` is in the order of the clearing hand, see ``_clear_away``. ``_users``
