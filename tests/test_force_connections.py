@@ -33,7 +33,7 @@ from .force_classes import (
 from .processes import ManagerProcess, wait_until
 
 MEBIBYTE = 1024 * 1024
-OTHERS_MAX_S = 1.0
+OTHERS_MAX_S = 5.0
 QUERY = ("SomeObj", "default", "query")
 
 

@@ -17,7 +17,7 @@ from .processes import ManagerProcess, wait_until
 
 MEBIBYTE = 1024 * 1024
 #: Longest wait of anybody else; what is expected is a few milliseconds.
-OTHERS_MAX_S = 1.0
+OTHERS_MAX_S = 2.5
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_what_goes_wrong_is_its_callers_error_alone(
 def test_a_long_method_delays_only_its_own_object(
     manager: ManagerProcess, method: str, result: str
 ) -> None:
-    """While a method takes 2 s, others are answered, callers of its object after it."""
+    """While a method takes 5 s, others are answered, callers of its object after it."""
     ends: list[tuple[str, float]] = []
     with manager.client() as client, manager.client() as other:
         handle = client.get("Rough", f"long-{method}")
@@ -87,7 +87,7 @@ def test_a_long_method_delays_only_its_own_object(
             ends.append((answer, time.monotonic() - began))
 
         with Prober(other.get("Echo")) as prober:
-            threads.start(call, method, 2.0)
+            threads.start(call, method, 5.0)
             wait_until(lambda: other.status()["pending"] == 1)
             threads.start(call, "fine")
             threads.join()
@@ -95,7 +95,7 @@ def test_a_long_method_delays_only_its_own_object(
         assert len(prober.seconds) > 50
     # Both replies leave at once; which thread wakes first is the system's choice.
     assert {answer for answer, _ in ends} == {result, "fine"}
-    assert all(seconds > 1.9 for _, seconds in ends)
+    assert all(seconds > 4.9 for _, seconds in ends)
 
 
 def test_a_result_over_the_limit_leaves_no_memory_behind(

@@ -544,7 +544,8 @@ def test_killed_computation_passes_on(manager: ManagerProcess, tmp_path: Path) -
     log = tmp_path / "killed.log"
     with stampede(manager, log, 3, 5, takes_s=1, lease_s=3) as processes:
         let_go(processes)
-        wait_until(log.exists)
+        # The line is written after the file is made.
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
         dead = int(log.read_text())
         os.kill(dead, signal.SIGKILL)
         rest = [process for process in processes if process.pid != dead]
