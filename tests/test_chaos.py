@@ -67,13 +67,20 @@ def test_whatever_is_killed_every_call_happens_once(transport: str) -> None:
     assert count(r"answered (\d+)", output) > 100, output
 
 
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("safety", ["memory", "gate"])
 def test_the_chaos_run_has_teeth(safety: str) -> None:
-    """Without the memory of replies, or the wait for the disk, it finds violations."""
-    code, output = chaos(
-        *("--minutes", "0.35", "--kills", "8", "--seed", "2"),
-        *("--cut-after", "300", "--without", safety),
-    )
+    """Without the memory of replies, or the wait for the disk, it finds violations.
+
+    Soon, but not surely in the first twenty seconds: a busy machine makes few calls.
+    """
+    for seed in ("2", "3", "4"):
+        code, output = chaos(
+            *("--minutes", "0.35", "--kills", "8", "--seed", seed),
+            *("--cut-after", "300", "--without", safety),
+        )
+        if code != 0:
+            break
     assert code == 1, output
     assert count(r"violations: (\d+)", output) > 0
     assert re.search("given twice|was skipped|got twice|no order of its calls", output)
