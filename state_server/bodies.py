@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from . import codec
 from .errors import NotAllowed, TooLarge
@@ -29,6 +29,7 @@ from .wire import MARK
 _HEAD = struct.Struct("!BII")
 _BUFFER = struct.Struct("!QB")
 _ALIGNMENT = 16
+_TEXT = frozenset({str})
 
 
 def pack(value: object, offset: int) -> tuple[bytes, Sequence[Payload]]:
@@ -74,15 +75,15 @@ def arguments_of(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call; raise ``NotAllowed`` when they are not such."""
     if not call.body:
         return (), {}
-    decoded = call.body if isinstance(call.body, tuple) else unpack(call.body)
-    if (
-        isinstance(decoded, tuple)
-        and len(decoded) == 2
-        and isinstance(decoded[0], tuple)
-        and isinstance(decoded[1], dict)
-        and all(isinstance(name, str) for name in decoded[1])
-    ):
-        return cast("tuple[tuple[Any, ...], dict[str, Any]]", decoded)
+    decoded: Any = call.body if isinstance(call.body, tuple) else unpack(call.body)
+    if type(decoded) is tuple and len(decoded) == 2:
+        arguments, keywords = decoded
+        if (
+            type(arguments) is tuple
+            and type(keywords) is dict
+            and _TEXT.issuperset(map(type, keywords))
+        ):
+            return arguments, keywords
     raise NotAllowed("The arguments of a call are a tuple and a dictionary of names.")
 
 
