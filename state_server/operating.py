@@ -30,11 +30,17 @@ from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
 from . import image, journal
+from .data_folder import (
+    HASH_SEED_FILE,
+    STATE_FILE,
+    DataDirLock,
+    make_private_folder,
+    sync,
+    write_whole,
+)
 from .errors import ConfigError, StoreError, Unloadable
 from .keeping import loaded
 from .residents import KEY_LENGTH_MAX
-from .service import DataDirLock
-from .settings import make_private_folder
 from .sharing import Catalogue, checked_name
 from .store import (
     SCHEMA_VERSION,
@@ -43,7 +49,6 @@ from .store import (
     StoredRow,
     StoreFile,
     fold_log,
-    sync,
 )
 
 #: Problems of one check that are told one by one; the others are counted.
@@ -150,13 +155,13 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
     if not trust:
         _check_author(source, refusal)
     with _locked(data_dir, refusal):
-        path = data_dir / "state.db"
+        path = data_dir / STATE_FILE
         if path.exists() and path.samefile(source):
             raise ConfigError(f"{refusal}: {source} is the state itself.")
-        fresh = data_dir / "state.db.new"
+        fresh = data_dir / f"{STATE_FILE}.new"
         # A journal that a power cut has left would be played into the new file.
         for ending in ("", "-journal", "-wal", "-shm"):
-            (data_dir / f"state.db.new{ending}").unlink(missing_ok=True)
+            (data_dir / f"{STATE_FILE}.new{ending}").unlink(missing_ok=True)
         try:
             with StoreFile(source) as backup:
                 _check_schema(backup, refusal)
@@ -252,7 +257,7 @@ def load(
     not fit; then nothing was loaded.
     """
     with _locked(data_dir, "Nothing was loaded"):
-        store = SqliteStore(data_dir / "state.db")
+        store = SqliteStore(data_dir / STATE_FILE)
         try:
             return store.insert(_rows_of(lines, trust), replace=replace)
         finally:
@@ -264,7 +269,7 @@ def load(
 
 def _state_of_ours(data_dir: Path, refusal: str) -> Path:
     """Return the state of a data folder that is ours; raise ``ConfigError``."""
-    path = data_dir / "state.db"
+    path = data_dir / STATE_FILE
     try:
         _check_owner(data_dir, refusal)
         os.close(os.open(path, os.O_RDONLY))
@@ -399,25 +404,20 @@ def _link(path: Path, kept: Path) -> None:
 def _hash_seed(data_dir: Path) -> dict[str, bytes]:
     """Return the hash seed as a fact for a backup: journals are replayed under it."""
     try:
-        return {"hash_seed": (data_dir / "hashseed").read_bytes()}
+        return {"hash_seed": (data_dir / HASH_SEED_FILE).read_bytes()}
     except FileNotFoundError:
         return {}
 
 
 def _put_hash_seed(data_dir: Path, seed: bytes, kept: Path | None) -> None:
     """Put a seed in its place; the old one goes with the state that is kept aside."""
-    path = data_dir / "hashseed"
+    path = data_dir / HASH_SEED_FILE
     if path.exists():
         if path.read_bytes() == seed:
             return
         if kept is not None:
             _link(path, kept.with_name(f"{kept.name}-hashseed"))
-    fresh = data_dir / "hashseed.new"
-    fresh.write_bytes(seed)
-    fresh.chmod(0o600)
-    sync(fresh)
-    fresh.replace(path)
-    sync(data_dir)
+    write_whole(path, seed)
 
 
 # Check -------------------------------------------------------------------------------

@@ -24,6 +24,16 @@ from . import codec
 from . import settings as configuration
 from .addresses import Address, parse_address
 from .conversation import Manners
+from .data_folder import (
+    EXIT_LOCKED,
+    STATE_FILE,
+    DataDirLock,
+    DataDirLocked,
+    hash_seed,
+    make_key_file,
+    make_private_folder,
+    write_whole,
+)
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
 from .host import Host
@@ -37,74 +47,8 @@ from .version import VERSION
 
 log = logging.getLogger("state_server.service")
 
-#: Exit codes of the command.
-EXIT_CONFIG, EXIT_LOCKED = 2, 3
-
-
-class DataDirLocked(ConfigError):
-    """Another manager, which is alive, uses the data folder."""
-
-
-class DataDirLock:
-    """The lock of a data folder, held by a living process and by nothing else."""
-
-    def __init__(self, data_dir: Path) -> None:
-        """Take the lock; raise ``DataDirLocked`` when another process holds it."""
-        path = data_dir / "manager.lock"
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
-        try:
-            _lock_exclusively(self._descriptor)
-        except OSError:
-            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip()
-            os.close(self._descriptor)
-            raise DataDirLocked(
-                f"The data folder {data_dir} is in use by another manager "
-                f"(process {holder or 'unknown'}). Stop it, or use another --data-dir."
-            ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, str(os.getpid()).encode())
-
-    def release(self) -> None:
-        """Give the lock back. The file stays: deleting it would let two hold it."""
-        os.close(self._descriptor)
-
-
-def data_dir_is_locked(data_dir: Path) -> bool:
-    """Tell whether a living manager uses the data folder."""
-    return lock_holder(data_dir) is not None
-
-
-def lock_holder(data_dir: Path) -> int | None:
-    """Return the process id of the living manager of a data folder; 0 if unknown."""
-    try:
-        descriptor = os.open(data_dir / "manager.lock", os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        _lock_exclusively(descriptor)
-    except OSError:
-        text = os.read(descriptor, 32)
-        return int(text) if text.isdigit() else 0
-    finally:
-        os.close(descriptor)
-    return None
-
-
-def _lock_exclusively(descriptor: int) -> None:
-    """Lock a file without waiting; raise ``OSError`` when somebody else has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        # flock, not lockf: it belongs to the open file, so closing another
-        # descriptor of the same file does not lose it.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+#: The exit code of the command when a setting must change.
+EXIT_CONFIG = 2
 
 
 class Service:
@@ -151,7 +95,7 @@ class Service:
 
     def _start(self) -> Address:
         settings = self._settings
-        configuration.make_private_folder(settings.data_dir)
+        make_private_folder(settings.data_dir)
         self._lock = DataDirLock(settings.data_dir)
         self.key = self._given_key or _key(settings)
         admin_key = _admin_key(settings.data_dir)
@@ -163,7 +107,7 @@ class Service:
         self._listener, self.address = listen(wanted, settings.backlog)
         store = None
         if not settings.memory:
-            store = SqliteStore(settings.data_dir / "state.db")
+            store = SqliteStore(settings.data_dir / STATE_FILE)
         epoch = os.urandom(8) if store is None else store.epoch
         self._host = Host(
             self._catalogue,
@@ -365,8 +309,8 @@ def fix_hash_seed(settings: ManagerSettings) -> None:
         load_objects(specification)
     if settings.memory or not _journals(catalogue):
         return
-    configuration.make_private_folder(settings.data_dir)
-    seed = str(configuration.hash_seed(settings.data_dir))
+    make_private_folder(settings.data_dir)
+    seed = str(hash_seed(settings.data_dir))
     if os.environ.get("PYTHONHASHSEED") != seed:
         os.environ["PYTHONHASHSEED"] = seed
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -380,7 +324,7 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
     journals = _journals(shared)
     if settings.memory or not journals:
         return
-    seed = str(configuration.hash_seed(settings.data_dir))
+    seed = str(hash_seed(settings.data_dir))
     if os.environ.get("PYTHONHASHSEED") != seed:
         raise ConfigError(
             f"{', '.join(journals)}: a journal is replayed in the order that sets have "
@@ -560,20 +504,20 @@ def _key(settings: ManagerSettings) -> bytes:
     key = configuration.read_authkey(settings, os.environ)
     if key is None:
         path = settings.authkey_file or settings.data_dir / "authkey"
-        key = configuration.make_key_file(path)
+        key = make_key_file(path)
         log.info("A new key was written to %s.", path)
     return key
 
 
 def _admin_key(data_dir: Path) -> bytes:
     path = data_dir / "adminkey"
-    return configuration.read_key_file(path) or configuration.make_key_file(path)
+    return configuration.read_key_file(path) or make_key_file(path)
 
 
 def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
-        configuration.write_whole(data_dir / "address", f"{address}\n".encode())
+        write_whole(data_dir / "address", f"{address}\n".encode())
     except OSError as error:
         raise ConfigError(
             f"The address cannot be written to {data_dir}: {error}."

@@ -72,6 +72,7 @@ GROUND = {
     "bodies",
     "busy_poll",
     "codec",
+    "data_folder",
     "errors",
     "failures",
     "handshake",
@@ -87,11 +88,9 @@ GROUND = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "utilities", "helpers", "common", "misc", "lib"}
 
-#: Where the halves touch: the parent of the web workers keeps a manager as well, and
-#: asks whether the data folder is in use before it starts one; and the demonstration
-#: has an object of a hosted class in its own process, to show what becomes of it there.
+#: Where the halves touch: the demonstration has an object of a hosted class in its own
+#: process, to show what becomes of it there.
 CROSSINGS = {
-    ("web.keeper", "service"),
     ("web.demo", "objects.demonstration"),
     ("web.variants.global_with_lock", "objects.demonstration"),
     ("web.variants.plain_global", "objects.demonstration"),
