@@ -44,6 +44,7 @@ SERVER_HALF = {
     "image",
     "journal",
     "store",
+    "dumps",
     "operating",
     "objects",
 }
