@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any, TextIO
 
 from . import codec
 from . import settings as configuration
-from .addresses import Address, parse_address
+from .addresses import Address
 from .conversation import Manners
 from .data_folder import (
     EXIT_LOCKED,
@@ -38,6 +37,7 @@ from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
 from .host import Host
 from .keeping import KeepingLimits
+from .listening import listen, wanted_address
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
@@ -103,41 +103,20 @@ class Service:
             load_objects(specification)
         add_ready_made(self._catalogue, settings)
         _check_hash_seed(settings, self._catalogue)
-        wanted = _wanted_address(settings)
+        wanted = wanted_address(settings)
         self._listener, self.address = listen(wanted, settings.backlog)
-        store = None
-        if not settings.memory:
-            store = SqliteStore(settings.data_dir / STATE_FILE)
-        epoch = os.urandom(8) if store is None else store.epoch
-        self._host = Host(
-            self._catalogue,
-            epoch + os.urandom(8),
-            _host_limits(settings),
-            _keeping_limits(settings),
-            store,
-        )
-        for name in self._catalogue.names():
-            shared = self._catalogue.get(name)
-            if shared is not None and store is not None:
-                for alias in shared.aliases:
-                    store.rename(alias, shared.name)
-        if store is not None:
-            _warn_of_strangers(store, self._catalogue)
-        for name in self._catalogue.names():
-            shared = self._catalogue.get(name)
-            if shared is not None and shared.contract is None:
-                self._catalogue.add(self._host.prepare(shared))
+        host = self._make_host()
         # The codec prepares itself at its first use, which takes a moment.
         codec.decode(codec.encode(((), {})))
         manners = Manners(
             self.key,
             admin_key,
-            self._host,
+            host,
             self._control,
             settings.frame_bytes_max,
             settings.allow_md5,
         )
-        self._host.start()
+        host.start()
         self._engine = Engine(manners, _engine_limits(settings))
         self._engine.start(self._listener)
         _write_address(settings.data_dir, self.address)
@@ -147,6 +126,31 @@ class Service:
             ", ".join(self._catalogue.names()),
         )
         return self.address
+
+    def _make_host(self) -> Host:
+        """Make the host of all shared classes, which learns what is stored of them."""
+        settings, shared = self._settings, self._catalogue
+        store = None
+        if not settings.memory:
+            store = SqliteStore(settings.data_dir / STATE_FILE)
+        epoch = os.urandom(8) if store is None else store.epoch
+        # Kept at once: whatever fails from here on, the host closes the store.
+        self._host = Host(
+            shared,
+            epoch + os.urandom(8),
+            _host_limits(settings),
+            _keeping_limits(settings),
+            store,
+        )
+        if store is not None:
+            for record in shared.records():
+                for alias in record.aliases:
+                    store.rename(alias, record.name)
+            _warn_of_strangers(store, shared)
+        for record in shared.records():
+            if record.contract is None:
+                shared.add(self._host.prepare(record))
+        return self._host
 
     def request_stop(self) -> None:
         """Have ``wait`` return; any thread or signal handler may call this."""
@@ -347,11 +351,10 @@ def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:
 
 def _journals(shared: Catalogue) -> list[str]:
     """Return the names of the journalled classes of the user's own."""
-    classes = [shared.get(name) for name in shared.names()]
     return [
-        item.name
-        for item in classes
-        if item and item.durable == "journal" and not item.ready_made
+        record.name
+        for record in shared.records()
+        if record.durable == "journal" and not record.ready_made
     ]
 
 
@@ -420,84 +423,6 @@ def stop_with_parent(descriptor: int, stop: Callable[[], None]) -> None:
         stop()
 
     threading.Thread(target=watch, name="state-server-parent", daemon=True).start()
-
-
-def listen(wanted: Address, backlog: int) -> tuple[socket.socket, Address]:
-    """Return a listening socket and its address.
-
-    A socket file that a dead manager left is replaced: the caller holds the lock of the
-    data folder, and nobody answers there. Raises ``ConfigError`` when the address is
-    taken or cannot be used.
-    """
-    if wanted.path is not None:
-        return _listen_on_path(Path(wanted.path), backlog), wanted
-    family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform != "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((wanted.host, wanted.port))
-        listener.listen(backlog)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"The address {wanted} cannot be used: {error}.") from error
-    return listener, Address(host=wanted.host, port=listener.getsockname()[1])
-
-
-def _listen_on_path(path: Path, backlog: int) -> socket.socket:
-    if not hasattr(socket, "AF_UNIX"):
-        raise ConfigError("This platform has no Unix sockets; use tcp://127.0.0.1:0.")
-    _remove_stale_socket(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Private from the first moment; no other thread makes files yet.
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-        listener.listen(backlog)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"The socket {path} cannot be made: {error}.") from error
-    finally:
-        os.umask(mask)
-    return listener
-
-
-def _remove_stale_socket(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket; it was left alone.")
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        probe.settimeout(1.0)
-        probe.connect(str(path))
-    except (ConnectionRefusedError, FileNotFoundError):
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path} is in use: {error}.") from error
-    else:
-        raise ConfigError(f"{path} is in use: a server answers there.")
-    finally:
-        probe.close()
-
-
-def _wanted_address(settings: ManagerSettings) -> Address:
-    if settings.address is not None:
-        address = parse_address(settings.address)
-    elif sys.platform == "win32":
-        address = Address(host="127.0.0.1", port=0)
-    else:
-        # Absolute, because clients read it in folders of their own.
-        address = parse_address(settings.data_dir.absolute() / "manager.sock")
-    if address.is_wildcard and not settings.allow_wildcard:
-        raise ConfigError(
-            f"The address {address} lets any machine connect, and the connection is "
-            "not encrypted. Use 127.0.0.1 or a Unix socket, or say --allow-wildcard "
-            "true if the network is private."
-        )
-    return address
 
 
 def _key(settings: ManagerSettings) -> bytes:

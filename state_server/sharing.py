@@ -145,6 +145,11 @@ class Catalogue:
         with self._lock:
             return sorted(self._by_name)
 
+    def records(self) -> list[SharedClass]:
+        """Return the records of all shared classes, sorted by name."""
+        with self._lock:
+            return [self._by_name[name] for name in sorted(self._by_name)]
+
     def lacks(self, specification: str) -> bool:
         """Tell whether ``load_objects`` has something to load that is not shared here.
 
@@ -488,8 +493,8 @@ def load_objects(specification: str) -> None:
         ) from error
     if not class_name:
         shared_there = any(
-            shared is not None and shared.source.startswith(module_name + ".")
-            for shared in map(catalogue.get, catalogue.names())
+            record.source.startswith(module_name + ".")
+            for record in catalogue.records()
         )
         if is_new and not shared_there and set(catalogue.names()) == before:
             raise ConfigError(

@@ -28,6 +28,7 @@ BOTH_HALVES = {FRONT, "manager", "__main__"}
 CLIENT_HALF = {"client", "handles", "pool", "link", "stream"}
 SERVER_HALF = {
     "service",
+    "listening",
     "engine",
     "connection",
     "conversation",
@@ -132,6 +133,7 @@ DOORS = {
     "socket": {
         "connection",
         "engine",
+        "listening",
         "stream",
         "service",
         "tcp",
