@@ -17,7 +17,8 @@ from flask.signals import got_request_exception
 
 import state_server
 from state_server import errors
-from state_server.integrations.flask import EXTENSION, AppState, Config, StateServer
+from state_server.integrations.app_config import Config
+from state_server.integrations.flask import EXTENSION, AppState, StateServer
 
 
 @dataclass
@@ -134,7 +135,7 @@ def test_nothing_configured(made: list[FakeClient]) -> None:
     """Without configuration the choice is left to connect()."""
     assert config_of() == Config()
     assert (made[0].address, made[0].authkey) == (None, None)
-    assert made[0].options == {"data_dir": None}
+    assert made[0].options == {"data_dir": None, "timeout": None}
 
 
 def test_configuration_reaches_the_client(made: list[FakeClient]) -> None:

@@ -41,21 +41,14 @@ from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response as BaseResponse
 
 import state_server
-from state_server import codec
-from state_server.errors import ConfigError, NotAllowed
 
+from .. import codec
+from ..errors import ConfigError, NotAllowed
 from . import caching
 from . import options as checks
-from .flask import client_of, read_config
+from .app_config import MANAGER_KEYS, read_config
+from .flask import client_of
 from .serializers import CodecSerializer
-
-#: What says which manager an app asks.
-MANAGER_KEYS = (
-    "STATE_SERVER_ADDRESS",
-    "STATE_SERVER_DATA_DIR",
-    "STATE_SERVER_AUTHKEY",
-    "STATE_SERVER_AUTHKEY_FILE",
-)
 
 CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 
