@@ -58,8 +58,8 @@ class Residents:
 
         Raises ``NotShared``, ``NotOffered``, ``TooLarge`` for its key, ``Overloaded``.
         """
-        key = (call.class_name, call.key)
-        resident = self._residents.get(key)
+        name = (call.class_name, call.key)
+        resident = self._residents.get(name)
         if resident is not None:
             return resident
         shared = self._catalogue.get(call.class_name)
@@ -78,16 +78,16 @@ class Residents:
                 f"{len(self._residents)} objects are in memory, the limit "
                 "(objects_max)."
             )
-        resident = self.add(key, shared)
+        resident = self.add(name, shared)
         if shared.durable and self._committer is not None:
             alike = self._evictable.setdefault(shared.idle_timeout_s, OrderedDict())
-            alike[key] = resident
+            alike[name] = resident
         return resident
 
-    def add(self, key: ObjectName, shared: SharedClass) -> Resident:
+    def add(self, name: ObjectName, shared: SharedClass) -> Resident:
         """Return a new object, not built yet."""
-        resident = Resident(key, shared, self._keeper(key, shared))
-        self._residents[key] = resident
+        resident = Resident(name, shared, self._keeper(name, shared))
+        self._residents[name] = resident
         return resident
 
     def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
@@ -108,8 +108,8 @@ class Residents:
             return
         resident.used_at = self._clock()
         alike = self._evictable.get(resident.shared.idle_timeout_s)
-        if alike is not None and resident.key in alike:
-            alike.move_to_end(resident.key)
+        if alike is not None and resident.object_name in alike:
+            alike.move_to_end(resident.object_name)
 
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""
@@ -135,7 +135,7 @@ class Residents:
             return False
         if batch is not None and batch.phase is Phase.FILLING:
             return False
-        del self._evictable[resident.shared.idle_timeout_s][resident.key]
-        del self._residents[resident.key]
+        del self._evictable[resident.shared.idle_timeout_s][resident.object_name]
+        del self._residents[resident.object_name]
         self._edge.left(len(self._residents))
         return True

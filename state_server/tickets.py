@@ -85,6 +85,7 @@ class Ticket:
 class Resident:
     """One object in memory and the calls that wait for it.
 
+    ``object_name`` is the pair of class and key, ``name`` the same as one text.
     ``current``, ``queue``, ``is_full`` and ``used_at`` are guarded by the host's lock.
     ``keeper``, ``contract`` and ``batch`` belong to the thread that runs ``current``;
     ``batch`` is the last one that holds a change of the object. ``poisoned`` is set
@@ -97,17 +98,19 @@ class Resident:
         "current",
         "is_full",
         "keeper",
-        "key",
         "name",
+        "object_name",
         "poisoned",
         "queue",
         "shared",
         "used_at",
     )
 
-    def __init__(self, key: ObjectName, shared: SharedClass, keeper: Keeper) -> None:
-        self.key = key
-        self.name = "/".join(key)
+    def __init__(
+        self, object_name: ObjectName, shared: SharedClass, keeper: Keeper
+    ) -> None:
+        self.object_name = object_name
+        self.name = "/".join(object_name)
         self.shared = shared
         self.contract = shared.contract
         self.keeper = keeper

@@ -78,7 +78,7 @@ class FakeStore:
     def state(self, name: str, key: str = "default") -> Any:
         """Return the state of an object as it is on disk; ``None`` if it is not."""
         stored = self.objects.get((name, key))
-        return None if stored is None else image.state_of(stored.image).state
+        return None if stored is None else image.parts_of(stored.image).state
 
     def load(self, name: ObjectName) -> Stored | None:
         """Return a stored object."""
@@ -161,7 +161,9 @@ class DurableDesk:
 
     def resident(self, class_name: str, key: str) -> Resident:
         """Return an object that is in memory."""
-        return next(r for r in self.host._residents if r.key == (class_name, key))
+        return next(
+            r for r in self.host._residents if r.object_name == (class_name, key)
+        )
 
     def __enter__(self) -> DurableDesk:
         """Start the writer thread."""

@@ -211,6 +211,11 @@ class StateServerCache(caching.StateServerCache, BaseCache):
             flight.token = None
         return stored
 
+    def land(self, flight: _Flight) -> None:
+        """Give the lease of a shared computation back, if it is still held."""
+        if flight.token is not None:
+            self._release(flight.key, flight.token)
+
     def set_many(
         self, mapping: Mapping[str, Any], timeout: int | timedelta | None = None
     ) -> list[Any]:
@@ -345,8 +350,7 @@ class Cache(flask_caching.Cache):
                     with _during(_flight, flight):
                         return decorated(*args, **kwargs)
                 finally:
-                    if flight.token is not None:
-                        backend._release(key, flight.token)
+                    backend.land(flight)
 
             # One set of attributes: cache_timeout and make_cache_key may be replaced.
             sharing.__dict__ = decorated.__dict__
