@@ -174,7 +174,7 @@ def test_prefixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.extensions[EXTENSION].config == expected
 
 
-def test_key_file(tmp_path: Path) -> None:
+def test_the_key_file_is_read_without_its_line_end(tmp_path: Path) -> None:
     """The key is read from its file, without the line end that editors add."""
     path = tmp_path / "key"
     path.write_bytes(b"secret\n")

@@ -107,7 +107,7 @@ def test_add_stores_once() -> None:
     assert region.get("key") == b"3"
 
 
-def test_deleting() -> None:
+def test_delete_tells_whether_there_was_a_value() -> None:
     """``delete`` says whether there was a value; what had ended was none."""
     region = Region()
     region.set_many({"a": b"1", "b": b"2", "c": b"3"}, timeout_s=10)
@@ -126,7 +126,7 @@ def test_clear_by_prefix() -> None:
     assert region.clear() == 1
 
 
-def test_counting() -> None:
+def test_a_missing_integer_counts_as_nought() -> None:
     """A missing integer counts as 0 and gets the timeout; another keeps its own."""
     region = Region()
     assert region.inc("new", 5, timeout_s=10) == 5
