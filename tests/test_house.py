@@ -64,6 +64,7 @@ CODEC_PARTS = {
     "refusals",
     "small_pickles",
     "spellings",
+    "stack_machine",
     "stock_arrays",
     "walk",
     "wire_names",
