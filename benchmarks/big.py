@@ -28,7 +28,7 @@ from state_server.errors import StateServerError
 
 from .lines import connect_own, connect_stock
 from .load import Worker
-from .report import Expectation, Figures, Machine, Report, parser
+from .report import Expectation, Figures, Machine, Report, parser, say
 from .servers import Server, new_memory, receive_exactly
 
 TITLE = "Large values"
@@ -70,9 +70,6 @@ class Bench:
         self._key = secrets.token_hex(32)
         self.figures = Figures()
 
-    def _say(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
     def round_trips(self) -> None:
         """Send a value there and back in each way, in turns."""
         plan = self._plan
@@ -88,9 +85,9 @@ class Bench:
         )
         self._stack.callback(worker.stop)
         for name, reason in worker.greeting["refused"].items():
-            self._say(f"{name} is left out: {reason}")
+            say(f"{name} is left out: {reason}")
         for turn in range(plan.rounds):
-            self._say(f"round {turn + 1} of {plan.rounds}")
+            say(f"round {turn + 1} of {plan.rounds}")
             for name in worker.greeting["names"]:
                 times = worker.ask(name, plan.calls)
                 kind, way = name

@@ -21,7 +21,15 @@ from .disks import Redis, redis_missing
 from .kept import COMMON_KEY
 from .lines import connect_own, connect_stock
 from .load import Count, Timed, Worker, allow_many_descriptors, serve_generator
-from .report import Expectation, Figures, Machine, Report, parser, percentile
+from .report import (
+    Expectation,
+    Figures,
+    Machine,
+    Report,
+    parser,
+    percentile,
+    say,
+)
 from .servers import Server
 
 TITLE = "Calls that are not durable"
@@ -101,9 +109,6 @@ class Bench:
         # The proxy dies with its reference, and with the last proxy the stock object.
         return {"stock": lambda: proxy.read(), "ours": own.get("Bench").read}
 
-    def _say(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
     # One caller ----------------------------------------------------------------------
 
     def one_caller(self) -> None:
@@ -113,7 +118,7 @@ class Bench:
         worker = Worker(self._caller_cpus, serve_caller, targets, self._key.encode())
         try:
             for turn in range(plan.rounds):
-                self._say(f"one caller, round {turn + 1} of {plan.rounds}")
+                say(f"one caller, round {turn + 1} of {plan.rounds}")
                 for way in WAYS:
                     times = worker.ask(way, plan.calls, plan.calls_unmeasured)
                     self.figures.note_times("one caller", way, times)
@@ -133,7 +138,7 @@ class Bench:
         name = f"{connections:,} connections"
         try:
             for turn in range(self._plan.rounds):
-                self._say(f"{name}, round {turn + 1} of {self._plan.rounds}")
+                say(f"{name}, round {turn + 1} of {self._plan.rounds}")
                 for way, worker in workers.items():
                     self._count(name, way, worker, seconds)
         finally:
@@ -178,7 +183,7 @@ class Bench:
             for worker in workers.values():
                 worker.ask("pace", plan.sleep_rate, 0.3, "", 0.0)
             for turn in range(plan.rounds):
-                self._say(f"others, round {turn + 1} of {plan.rounds}")
+                say(f"others, round {turn + 1} of {plan.rounds}")
                 for method, rate, seconds in cases:
                     for way, worker in workers.items():
                         for during in ("", method):
@@ -208,7 +213,7 @@ class Bench:
             if self._tcp:
                 reason = "only its Unix socket is measured"
             if reason:
-                self._say(f"Redis is left out: {reason}.")
+                say(f"Redis is left out: {reason}.")
             else:
                 redis = Redis(self._folder, self._server_cpus, durable=False)
                 stack.callback(redis.stop)
@@ -220,10 +225,9 @@ class Bench:
             crowd = Worker(self._caller_cpus, serve_crowd, targets, key, most)
             stack.callback(crowd.stop)
             for callers in PROCESSES:
+                name = crowd_name(callers)
                 for turn in range(self._plan.rounds):
-                    self._say(
-                        f"{processes(callers)}, round {turn + 1} of {self._plan.rounds}"
-                    )
+                    say(f"{name}, round {turn + 1} of {self._plan.rounds}")
                     for way in targets:
                         self._time_crowd(callers, way, crowd, counters[way])
 
@@ -234,10 +238,7 @@ class Bench:
         timed: Timed = crowd.ask(way, callers, self._plan.crowd_s)
         given = counter() - before
         self.figures.compare_counts(LABELS[way], timed.all_calls, given)
-        name = processes(callers)
-        rate = timed.calls / timed.seconds
-        self.figures.note(f"{name}, calls per second", way, rate)
-        self.figures.note_times(name, way, timed.times)
+        self.figures.note_calls(crowd_name(callers), way, timed)
 
     # What follows --------------------------------------------------------------------
 
@@ -304,12 +305,12 @@ class Bench:
             ),
         ]
         for callers in PROCESSES:
-            figure = f"{processes(callers)}, calls per second"
+            figure = f"{crowd_name(callers)}, calls per second"
             for rival in ("stock", REDIS):
                 if figures.has(figure, rival):
                     lines.append(
                         Expectation(
-                            f"{processes(callers)}, calls: ours / {rival}",
+                            f"{crowd_name(callers)}, calls: ours / {rival}",
                             figures.ratios(figure, "ours", rival),
                             least=4 if (callers, rival) == (16, "stock") else None,
                         )
@@ -317,7 +318,7 @@ class Bench:
         return lines
 
 
-def processes(callers: int) -> str:
+def crowd_name(callers: int) -> str:
     """Return what so many callers with real clients are called in a figure."""
     return f"{callers} client process{'es' if callers > 1 else ''}"
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from state_server.addresses import Address
 
+from .processes import await_end, cpu_s, on_processors
+
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 #: The options that make Redis keep each write, and nothing that costs it more; and
 #: those that make it keep none.
@@ -102,9 +103,7 @@ class Redis:
         self.address = Address(path=str(home / "redis.sock"))
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port: int = found.getsockname()[1]
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus)
-        with (home / "log").open("w") as log:
+        with on_processors(cpus), (home / "log").open("w") as log:
             self._process = subprocess.Popen(
                 [
                     "redis-server",
@@ -117,7 +116,6 @@ class Redis:
                 stdout=log,
                 stderr=log,
             )
-        os.sched_setaffinity(0, before)
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._ask(b"PING") != b"+PONG\r\n":
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -157,11 +155,7 @@ class Redis:
     def stop(self) -> None:
         """End the process; what it kept is thrown away with the folder."""
         self._process.terminate()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        await_end(self._process, STOP_TIMEOUT_S)
 
 
 def resp(*words: bytes) -> bytes:
@@ -169,13 +163,6 @@ def resp(*words: bytes) -> bytes:
     parts = [b"*%d\r\n" % len(words)]
     parts += [b"$%d\r\n%s\r\n" % (len(word), word) for word in words]
     return b"".join(parts)
-
-
-def cpu_s(process_id: int) -> float:
-    """Return the processor time that a process has used."""
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2]
-    user, system = fields.split()[11:13]
-    return (int(user) + int(system)) / _TICKS_PER_S
 
 
 def sync_times(folder: Path, count: int) -> list[float]:

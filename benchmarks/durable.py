@@ -24,7 +24,7 @@ from state_server.addresses import Address
 from state_server.store import SqliteStore, StoredRow
 
 from .callers import Target, serve_crowd
-from .calls import processes
+from .calls import crowd_name
 from .disks import Redis, SqliteCounter, file_system, redis_missing, sync_times
 from .kept import COMMON_KEY, Counter
 from .lines import connect_own, own_key
@@ -35,7 +35,15 @@ from .load import (
     serve_commits,
     serve_generator,
 )
-from .report import Expectation, Figures, Machine, Report, parser, percentile
+from .report import (
+    Expectation,
+    Figures,
+    Machine,
+    Report,
+    parser,
+    percentile,
+    say,
+)
 from .servers import Server
 
 TITLE = "Durable calls"
@@ -97,9 +105,6 @@ class Bench:
         self.figures = Figures()
         self.redis_version = ""
 
-    def _say(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
     def _ours(self, folder: Path) -> Server:
         folder.mkdir(exist_ok=True)
         objects = ("benchmarks.kept",)
@@ -133,7 +138,7 @@ class Bench:
             }
             reason = redis_missing()
             if reason:
-                self._say(f"Redis is left out: {reason}.")
+                say(f"Redis is left out: {reason}.")
             else:
                 redis = Redis(self._folder, self._cpus)
                 stack.callback(redis.stop)
@@ -164,7 +169,7 @@ class Bench:
                 workers[way].ask("time", 0.1)
             bare.ask(0.1)
             for turn in range(self._plan.rounds):
-                self._say(f"{name}, round {turn + 1} of {self._plan.rounds}")
+                say(f"{name}, round {turn + 1} of {self._plan.rounds}")
                 for way, worker in workers.items():
                     number = numbers.get(way)
                     before = number(callers) if number else 0
@@ -174,18 +179,13 @@ class Bench:
                     if number:
                         given = number(callers) - before
                         self.figures.compare_counts(WAYS[way], timed.all_calls, given)
-                    self._note_timed(name, way, timed)
+                    self.figures.note_calls(name, way, timed)
                     figure = f"{name}, server CPU per call, µs"
                     self.figures.note(figure, way, 1e6 * cpu_s / timed.calls)
-                self._note_timed(name, BARE, bare.ask(self._plan.seconds))
+                self.figures.note_calls(name, BARE, bare.ask(self._plan.seconds))
         finally:
             for worker in workers.values():
                 worker.stop()
-
-    def _note_timed(self, name: str, way: str, timed: Timed) -> None:
-        rate = timed.calls / timed.seconds
-        self.figures.note(f"{name}, calls per second", way, rate)
-        self.figures.note_times(name, way, timed.times)
 
     # Callers as users have them ------------------------------------------------------
 
@@ -208,20 +208,20 @@ class Bench:
             targets[REDIS_PY] = Target("redis", addresses[REDIS])
             counters[REDIS_PY] = numbers[REDIS]
         elif reason:
-            self._say(f"Redis with redis-py is left out: {reason}.")
+            say(f"Redis with redis-py is left out: {reason}.")
         most = max(PROCESSES)
         crowd = Worker(self._cpus, serve_crowd, targets, self._key.encode(), most)
         stack.callback(crowd.stop)
         for callers in PROCESSES:
-            name = processes(callers)
+            name = crowd_name(callers)
             for turn in range(self._plan.rounds):
-                self._say(f"{name}, round {turn + 1} of {self._plan.rounds}")
+                say(f"{name}, round {turn + 1} of {self._plan.rounds}")
                 for way, counter in counters.items():
                     before = counter(callers)
                     timed: Timed = crowd.ask(way, callers, self._plan.crowd_s)
                     given = counter(callers) - before
                     self.figures.compare_counts(WAYS[way], timed.all_calls, given)
-                    self._note_timed(name, way, timed)
+                    self.figures.note_calls(name, way, timed)
 
     # Many objects on disk ------------------------------------------------------------
 
@@ -229,11 +229,11 @@ class Bench:
         """Start with many objects stored, and bring some of them into memory."""
         plan = self._plan
         folder, empty = self._folder / "stored", self._folder / "empty"
-        self._say(f"storing {plan.stored:,} objects")
+        say(f"storing {plan.stored:,} objects")
         _store_many(folder, plan.stored)
         many = f"{plan.stored:,} stored"
         for turn in range(plan.starts):
-            self._say(f"start, round {turn + 1} of {plan.starts}")
+            say(f"start, round {turn + 1} of {plan.starts}")
             for way, where in (("nothing stored", empty), (many, folder)):
                 started = time.perf_counter()
                 server = self._ours(where)
@@ -275,7 +275,7 @@ class Bench:
         server = self._ours(folder)
         try:
             for turn in range(self._plan.kills):
-                self._say(f"kill, round {turn + 1} of {self._plan.kills}")
+                say(f"kill, round {turn + 1} of {self._plan.kills}")
                 server = self._kill_and_restart(server, folder)
         finally:
             server.stop()
@@ -335,14 +335,14 @@ class Bench:
             bare = Worker(self._cpus, serve_commits, str(self._folder / "bare.db"))
             stack.callback(bare.stop)
             for turn in range(plan.rounds):
-                self._say(f"journal mode, round {turn + 1} of {plan.rounds}")
+                say(f"journal mode, round {turn + 1} of {plan.rounds}")
                 medians = {}
                 for way, worker in workers.items():
                     timed: Timed = worker.ask("time", plan.puts_s)
-                    self._note_timed("journal mode", way, timed)
+                    self.figures.note_calls("journal mode", way, timed)
                     medians[way] = 1e6 * statistics.median(timed.times)
                 timed = bare.ask(plan.puts_s)
-                self._note_timed("journal mode", BARE, timed)
+                self.figures.note_calls("journal mode", BARE, timed)
                 commit = 1e6 * statistics.median(timed.times)
                 figure = "journal mode, median less a bare commit, µs"
                 for way, median in medians.items():
@@ -355,7 +355,7 @@ class Bench:
         figures = self.figures
         lines = []
         sizes = [(_callers(each), each, SQLITE, REDIS) for each in CALLERS]
-        sizes += [(processes(each), each, SQLITE_EACH, REDIS_PY) for each in PROCESSES]
+        sizes += [(crowd_name(each), each, SQLITE_EACH, REDIS_PY) for each in PROCESSES]
         for name, callers, sqlite, redis in sizes:
             figure = f"{name}, calls per second"
             for way in (COMMON, EACH):

@@ -81,7 +81,7 @@ class OwnLine(Line):
     ) -> None:
         deadline = time.monotonic() + _HANDSHAKE_TIMEOUT_S
         self._link = Link(address, key, new_lane(os.urandom(16)), deadline)
-        super().__init__(self._link.socket)
+        super().__init__(socket.socket(fileno=os.dup(self._link.fileno())))
         self._number = 0
         body = codec.encode((arguments, {})) if arguments else b""
         packed = wire.pack_target(*target)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import resource
 import select
 import time
@@ -22,6 +21,7 @@ from state_server.addresses import Address
 
 from .disks import SqliteCounter
 from .lines import Line, open_lines
+from .processes import on_processors
 
 _context = multiprocessing.get_context("spawn")
 _READ_BYTES = 65536
@@ -63,10 +63,8 @@ class Worker:
         self._pipe, theirs = _context.Pipe()
         # Not a daemon, because those may have no children; the pipe's end ends it.
         self._process = _context.Process(target=target, args=(theirs, *arguments))
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus)
-        self._process.start()
-        os.sched_setaffinity(0, before)
+        with on_processors(cpus):
+            self._process.start()
         theirs.close()
         try:
             #: What the process said when it was ready.

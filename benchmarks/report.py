@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+from .load import Timed
+from .processes import TICKS_PER_S
 
 
 class Expectation(NamedTuple):
@@ -61,6 +63,11 @@ class Figures:
         self.note(f"{name}, p99, {unit}", way, percentile(scaled, 0.99))
         self.note(f"{name}, max, {unit}", way, scaled[-1])
 
+    def note_calls(self, name: str, way: str, timed: Timed) -> None:
+        """Add the rate of calls that were timed, and their times."""
+        self.note(f"{name}, calls per second", way, timed.calls / timed.seconds)
+        self.note_times(name, way, timed.times)
+
     def compare_counts(self, way: str, answered: int, counted: int) -> None:
         """Doubt the run if a server has not counted as many calls as it answered."""
         if answered != counted:
@@ -95,7 +102,7 @@ class _ProcessorTime(NamedTuple):
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
         own = sum(each.ru_utime + each.ru_stime for each in spent)
-        return cls(total / _TICKS_PER_S, (total - idle) / _TICKS_PER_S, own)
+        return cls(total / TICKS_PER_S, (total - idle) / TICKS_PER_S, own)
 
 
 @dataclass
@@ -238,6 +245,11 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--json", metavar="FILE", help="write every round's figures")
     return made
+
+
+def say(text: str) -> None:
+    """Tell whoever waits what is being done."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

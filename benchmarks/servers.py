@@ -23,7 +23,8 @@ from typing import Any
 from state_server.addresses import Address, parse_address
 
 from . import workload
-from .disks import SqliteCounter, cpu_s
+from .disks import SqliteCounter
+from .processes import await_end, cpu_s, on_processors
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY_VARIABLE = "STATE_SERVER_AUTHKEY"
@@ -63,9 +64,7 @@ class Server:
             ]
         else:
             command = ["-m", "benchmarks.servers", kind, address]
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cpus)
-        with self._log_path.open("w") as log:
+        with on_processors(cpus), self._log_path.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
@@ -75,7 +74,6 @@ class Server:
                 stderr=log,
                 text=True,
             )
-        os.sched_setaffinity(0, before)
         self.address = parse_address(self._ready_line().split(maxsplit=1)[1])
 
     def _ready_line(self) -> str:
@@ -113,11 +111,7 @@ class Server:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        await_end(self._process, STOP_TIMEOUT_S)
         self._process.stdout.close()
 
 
@@ -176,11 +170,7 @@ class WebServer:
         """End all processes, gently at first."""
         assert self._process.stdout is not None
         self._process.terminate()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        await_end(self._process, STOP_TIMEOUT_S)
         self._process.stdout.close()
 
 

@@ -17,9 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from .disks import Redis, cpu_s, redis_missing
+from .disks import Redis, redis_missing
 from .load import Worker
-from .report import Expectation, Figures, Machine, Report, parser
+from .processes import cpu_s
+from .report import Expectation, Figures, Machine, Report, parser, say
 from .servers import Server, WebServer
 from .visitors import Visits, serve_visitors
 from .web_app import RIVAL_VARIABLE, WAY_VARIABLE
@@ -122,9 +123,6 @@ class Bench:
         self._behind: dict[str, Server | Redis] = {}
         self._web: dict[str, WebServer] = {}
 
-    def _say(self, text: str) -> None:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
     # Servers -------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -133,7 +131,7 @@ class Bench:
             self._add(name, self._server(name))
         reason = redis_missing(package=True)
         if reason:
-            self._say(f"Redis is left out: {reason}.")
+            say(f"Redis is left out: {reason}.")
         else:
             for name in ("redis", "redis durable"):
                 redis = Redis(self._folder, self._cpus, durable=name != "redis")
@@ -142,7 +140,7 @@ class Bench:
         for name, way in WAYS.items():
             missing = [each for each in way.packages if find_spec(each) is None]
             if missing:
-                self._say(
+                say(
                     f"{way.label} is left out: it needs {' and '.join(missing)} "
                     "(pip install -e '.[bench]')."
                 )
@@ -195,7 +193,7 @@ class Bench:
         for name in self._web:
             visitors.ask(name, 0.1)
         for turn in range(self._plan.rounds):
-            self._say(f"requests, round {turn + 1} of {self._plan.rounds}")
+            say(f"requests, round {turn + 1} of {self._plan.rounds}")
             for name in list(self._web)[:: -1 if turn % 2 else 1]:
                 self._visit(name, visitors, workers[name])
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from . import operating
 from .client import Client, connect
+from .data_folder import EXIT_LOCKED, DataDirLocked, lock_holder
 from .errors import ConfigError, StateServerError
 from .objects import add_ready_made
-from .service import EXIT_CONFIG, EXIT_LOCKED, DataDirLocked, fix_hash_seed, lock_holder
+from .service import EXIT_CONFIG, fix_hash_seed
 from .service import main as run_manager
 from .settings import CommonSettings, ManagerSettings, from_environment
 from .sharing import catalogue

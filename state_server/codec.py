@@ -29,8 +29,7 @@ from typing import Any, ClassVar, TypeVar
 
 from . import own_classes
 from .constructors import PATHS, TABLE, builtin_error, look_up
-from .contexts import BUFFER_BYTES_MIN, ReadContext, WriteContext
-from .contexts import BUFFERS_MAX as BUFFERS_MAX
+from .contexts import BUFFER_BYTES_MIN, BUFFERS_MAX, ReadContext, WriteContext
 from .entries import full_name
 from .errors import ConfigError, NotAllowed, TooLarge
 from .large_bytes import enveloped
@@ -43,6 +42,7 @@ from .stock_arrays import Recorded
 from .walk import checked_walk
 
 __all__ = [
+    "BUFFERS_MAX",
     "BUFFER_BYTES_MIN",
     "DEFAULT_LIMITS",
     "ValueLimits",
@@ -63,7 +63,6 @@ _PROTOCOL = 4
 #: What the picklers write as a bare instance (NEWOBJ).
 _NEW_OBJECT: Callable[..., object] = copyreg.__newobj__  # type: ignore[attr-defined]
 _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
-
 
 _SCALARS = frozenset({type(None), bool, float})
 _WORD = 2**63

@@ -139,13 +139,6 @@ def _base(cls: type, bases: tuple[type, ...]) -> Any:
     return next((base for base in bases if issubclass(cls, base)), cls)
 
 
-def state_of(image: bytes) -> Any:
-    """Return the state in an image as plain values, for people to look at."""
-    unpickler = pickle.Unpickler(io.BytesIO(image))
-    args, kwargs = unpickler.load()
-    return Parts(args, kwargs, *unpickler.load())
-
-
 class _Itself:
     """Stands, in parts taken from an image, for the object that the image is of."""
 
@@ -164,9 +157,11 @@ def parts_of(image: bytes) -> Parts:
 
     This runs what the image names, as ``pickle`` does: for our own files only.
     """
+    unpickler = pickle.Unpickler(io.BytesIO(image))
     before, _loading.root = _loading.root, ITSELF
     try:
-        return state_of(image)  # type: ignore[no-any-return]
+        args, kwargs = unpickler.load()
+        return Parts(args, kwargs, *unpickler.load())
     finally:
         _loading.root = before
 

@@ -112,7 +112,11 @@ class Link:
 
     def __repr__(self) -> str:
         """Say which socket it is and how many calls it has carried."""
-        return f"<Link {self._stream.socket.fileno()} number={self.number}>"
+        return f"<Link {self.fileno()} number={self.number}>"
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection."""
+        return self._stream.socket.fileno()
 
     def exchange(
         self, frame: bytes, deadline: float, rest: Sequence[Payload] = ()

@@ -2,60 +2,46 @@
 
 Used by the command, in a process of its own, by the owner of the folder. A backup, a
 check and a dump read one moment of the state beside a running manager. A restore and a
-load hold the manager's lock, so that none runs or starts meanwhile.
-
-A dump is for people and other tools: JSON, one object a line. What JSON lacks is marked
-(``{"$tuple": [1, 2]}``), and ``load`` reads it back exactly. What would run code when
-it is read (``$pickle``, ``$image``, journalled calls) needs the operator's word.
+load hold the manager's lock, so that none runs or starts meanwhile. What the lines of a
+dump are, ``dumps`` tells.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 import os
 import shutil
 import sys
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from fractions import Fraction
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-from uuid import UUID, SafeUUID
-from zoneinfo import ZoneInfo
+from typing import IO, NamedTuple
 
-from . import image, journal
+from . import journal
+from .data_folder import (
+    HASH_SEED_FILE,
+    STATE_FILE,
+    DataDirLock,
+    make_private_folder,
+    sync,
+    write_whole,
+)
+from .dumps import line_of, rows_of
 from .errors import ConfigError, StoreError, Unloadable
 from .keeping import loaded
-from .residents import KEY_LENGTH_MAX
-from .service import DataDirLock
-from .settings import make_private_folder
-from .sharing import Catalogue, checked_name
+from .sharing import Catalogue
 from .store import (
     SCHEMA_VERSION,
     Inserted,
     SqliteStore,
-    StoredRow,
     StoreFile,
     fold_log,
-    sync,
 )
 
 #: Problems of one check that are told one by one; the others are counted.
 PROBLEMS_MAX = 100
-
-#: Integers beyond this are written in hexadecimal: Python refuses to read very long
-#: decimal ones.
-_INTEGER_BITS_MAX = 8192
-
-_SHOWN_MAX = 500
-
-_TRUST = "Say --trust if the file comes from nobody but you."
 
 
 class Copied(NamedTuple):
@@ -150,13 +136,13 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
     if not trust:
         _check_author(source, refusal)
     with _locked(data_dir, refusal):
-        path = data_dir / "state.db"
+        path = data_dir / STATE_FILE
         if path.exists() and path.samefile(source):
             raise ConfigError(f"{refusal}: {source} is the state itself.")
-        fresh = data_dir / "state.db.new"
+        fresh = data_dir / f"{STATE_FILE}.new"
         # A journal that a power cut has left would be played into the new file.
         for ending in ("", "-journal", "-wal", "-shm"):
-            (data_dir / f"state.db.new{ending}").unlink(missing_ok=True)
+            (data_dir / f"{STATE_FILE}.new{ending}").unlink(missing_ok=True)
         try:
             with StoreFile(source) as backup:
                 _check_schema(backup, refusal)
@@ -252,9 +238,9 @@ def load(
     not fit; then nothing was loaded.
     """
     with _locked(data_dir, "Nothing was loaded"):
-        store = SqliteStore(data_dir / "state.db")
+        store = SqliteStore(data_dir / STATE_FILE)
         try:
-            return store.insert(_rows_of(lines, trust), replace=replace)
+            return store.insert(rows_of(lines, trust), replace=replace)
         finally:
             store.close()
 
@@ -264,7 +250,7 @@ def load(
 
 def _state_of_ours(data_dir: Path, refusal: str) -> Path:
     """Return the state of a data folder that is ours; raise ``ConfigError``."""
-    path = data_dir / "state.db"
+    path = data_dir / STATE_FILE
     try:
         _check_owner(data_dir, refusal)
         os.close(os.open(path, os.O_RDONLY))
@@ -399,25 +385,20 @@ def _link(path: Path, kept: Path) -> None:
 def _hash_seed(data_dir: Path) -> dict[str, bytes]:
     """Return the hash seed as a fact for a backup: journals are replayed under it."""
     try:
-        return {"hash_seed": (data_dir / "hashseed").read_bytes()}
+        return {"hash_seed": (data_dir / HASH_SEED_FILE).read_bytes()}
     except FileNotFoundError:
         return {}
 
 
 def _put_hash_seed(data_dir: Path, seed: bytes, kept: Path | None) -> None:
     """Put a seed in its place; the old one goes with the state that is kept aside."""
-    path = data_dir / "hashseed"
+    path = data_dir / HASH_SEED_FILE
     if path.exists():
         if path.read_bytes() == seed:
             return
         if kept is not None:
             _link(path, kept.with_name(f"{kept.name}-hashseed"))
-    fresh = data_dir / "hashseed.new"
-    fresh.write_bytes(seed)
-    fresh.chmod(0o600)
-    sync(fresh)
-    fresh.replace(path)
-    sync(data_dir)
+    write_whole(path, seed)
 
 
 # Check -------------------------------------------------------------------------------
@@ -449,343 +430,3 @@ def _check_objects(store: StoreFile, shared: Catalogue, report: Report) -> None:
             continue
         report.loaded += 1
         report.migrations += row.version < record.version
-
-
-# Lines -------------------------------------------------------------------------------
-
-
-def line_of(row: StoredRow) -> str:
-    """Return an object as one line of JSON."""
-    class_name, key = row.name
-    fields: dict[str, Any] = {
-        "class": class_name,
-        "key": key,
-        "version": row.version,
-        "generation": row.generation,
-        **_plain_image(row.image),
-    }
-    if row.entries:
-        fields["calls"] = [
-            {"generation": generation, "method": _method(entry), "$entry": _text(entry)}
-            for generation, entry in row.entries
-        ]
-    return json.dumps(fields, ensure_ascii=False, allow_nan=False)
-
-
-def _plain_image(data: bytes) -> dict[str, Any]:
-    """Return the fields that describe an image.
-
-    Only ``state`` is always there; the others belong to objects that are containers
-    themselves or that are built from arguments.
-    """
-    shown = "?"
-    try:
-        parts = image.parts_of(data)
-        shown = _shown(parts.state)
-        if not image.shares_values(parts):
-            return _plain_parts(parts)
-    except Exception as error:
-        # The border to the code of the values' classes: not importable, most often.
-        shown = f"{type(error).__name__}: {error}"[:_SHOWN_MAX]
-    return {"state": {"$image": _text(data), "repr": shown}}
-
-
-def _plain_parts(parts: image.Parts) -> dict[str, Any]:
-    fields = {"state": plain(parts.state)}
-    if parts.args or parts.kwargs != {}:
-        fields["args"] = plain(list(parts.args))
-        fields["kwargs"] = plain(parts.kwargs)
-    if parts.items is not None:
-        fields["items"] = plain(parts.items)
-    if parts.pairs is not None:
-        fields["pairs"] = [[plain(key), plain(value)] for key, value in parts.pairs]
-    return fields
-
-
-def _method(entry: bytes) -> str:
-    try:
-        return journal.unpack(entry).method
-    except Exception:
-        # It is shown to people only; check is what looks for damage.
-        return "?"
-
-
-def _rows_of(lines: Iterable[str], trust: bool) -> Iterator[StoredRow]:
-    """Give the objects of a dump; raise ``ConfigError`` naming a line's fault."""
-    reader = _Reader(trust)
-    first_lines: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = _row_of(json.loads(line), reader)
-        except _Untrusted as error:
-            raise ConfigError(
-                f"Nothing was loaded: line {number} has {error}, which runs code when "
-                f"it is read. {_TRUST}"
-            ) from None
-        except Exception as error:
-            # Whatever somebody wrote into the file, or their classes raised.
-            fault = f"{type(error).__name__}: {error}"
-            if isinstance(error, KeyError):
-                fault = f"the field {error} is missing"
-            raise ConfigError(
-                f"Nothing was loaded: line {number} does not fit: {fault}. It begins "
-                f"{line[:60]!r}."
-            ) from error
-        first = first_lines.setdefault(row.name, number)
-        if first != number:
-            raise ConfigError(
-                f"Nothing was loaded: lines {first} and {number} are both of "
-                f"{'/'.join(row.name)}. Remove one."
-            )
-        yield row
-
-
-def _row_of(fields: Any, reader: _Reader) -> StoredRow:
-    if not isinstance(fields, dict):
-        raise ValueError("a line is one JSON object")
-    class_name, key = checked_name(fields["class"]), fields["key"]
-    if not isinstance(key, str) or not 1 <= len(key) <= KEY_LENGTH_MAX:
-        raise ValueError(f"a key is text of 1 to {KEY_LENGTH_MAX} characters")
-    entries = []
-    for call in fields.get("calls", ()):
-        reader.need_trust("a journalled call ($entry)")
-        entries.append((_number(call, "generation", 1), _bytes(call["$entry"])))
-    return StoredRow(
-        (class_name, key),
-        _number(fields, "version", 1),
-        _number(fields, "generation", 0),
-        _image(fields, reader),
-        tuple(entries),
-    )
-
-
-def _number(fields: dict[str, Any], name: str, least: int) -> int:
-    value = fields[name]
-    if type(value) is not int or not least <= value < 2**63:
-        raise ValueError(f"{name} is a whole number from {least}, not {value!r}")
-    return value
-
-
-def _image(fields: dict[str, Any], reader: _Reader) -> bytes:
-    state = fields["state"]
-    if isinstance(state, dict) and "$image" in state:
-        reader.need_trust("a pickled image ($image)")
-        return _bytes(state["$image"])
-    items, pairs = fields.get("items"), fields.get("pairs")
-    return image.image_of(
-        image.Parts(
-            tuple(reader.value(fields.get("args", []))),
-            reader.value(fields.get("kwargs", {})),
-            reader.value(state),
-            None if items is None else reader.value(items),
-            None
-            if pairs is None
-            else [(reader.value(key), reader.value(value)) for key, value in pairs],
-        )
-    )
-
-
-# Values ------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON has it, with marks for what JSON lacks."""
-    cls = type(value)
-    if value is None or cls is bool:
-        return value
-    if cls is str:
-        return value if _is_unicode(value) else _marked("$text", _surrogates(value))
-    if cls is int:
-        small = value.bit_length() <= _INTEGER_BITS_MAX
-        return value if small else _marked("$int", hex(value))
-    if cls is float:
-        return value if math.isfinite(value) else _marked("$float", repr(value))
-    if cls is list:
-        return [plain(item) for item in value]
-    if cls is dict:
-        return _plain_dictionary(value)
-    if value is image.ITSELF:
-        return _marked("$itself", True)
-    form = _FORMS.get(cls)
-    if form is not None and not getattr(value, "__dict__", None):
-        written = form.write(value)
-        if written is not None:
-            return _marked(form.mark, plain(written))
-    return {"$pickle": _text(image.pickled(value)), "repr": _shown(value)}
-
-
-def value_of(written: Any, *, trust: bool = False) -> Any:
-    """Return the value that ``plain`` has written; raise ``ValueError`` for others.
-
-    ``trust``: pickles are read, too, which runs what they name.
-    """
-    return _Reader(trust).value(written)
-
-
-def _marked(mark: str, content: Any) -> dict[str, Any]:
-    return {mark: content}
-
-
-def _plain_dictionary(value: dict[Any, Any]) -> Any:
-    if all(
-        type(key) is str and not key.startswith("$") and _is_unicode(key)
-        for key in value
-    ):
-        return {key: plain(item) for key, item in value.items()}
-    return _marked("$dict", [[plain(key), plain(item)] for key, item in value.items()])
-
-
-class _Untrusted(Exception):
-    """The dump holds something that runs code when it is read."""
-
-
-class _Reader:
-    """Reads what ``plain`` has written."""
-
-    def __init__(self, trust: bool) -> None:
-        self._trust = trust
-
-    def need_trust(self, what: str) -> None:
-        """Raise an error unless the operator has given their word."""
-        if not self._trust:
-            raise _Untrusted(what)
-
-    def value(self, written: Any) -> Any:
-        """Return the value."""
-        if type(written) is list:
-            return [self.value(item) for item in written]
-        if type(written) is not dict:
-            return written
-        marks = [name for name in written if name.startswith("$")]
-        if not marks:
-            return {key: self.value(item) for key, item in written.items()}
-        mark = marks[0]
-        if mark == "$pickle":
-            self.need_trust("a pickled value ($pickle)")
-            return image.unpickled(_bytes(written[mark]))
-        read = _READERS.get(mark)
-        if read is None or len(written) != 1:
-            raise ValueError(f"{json.dumps(written)[:80]} has no mark that is known")
-        return read(self.value(written[mark]))
-
-
-class _Form(NamedTuple):
-    """How values of one type are written: as other values, under a mark.
-
-    ``write`` returns ``None`` for a value that the form cannot tell in full.
-    """
-
-    mark: str
-    write: Callable[[Any], Any]
-    read: Callable[[Any], Any]
-
-
-def _shown(value: object) -> str:
-    """Return the repr of a value, for people; it is not read again."""
-    try:
-        return repr(value)[:_SHOWN_MAX]
-    except Exception as error:
-        # The border to the value's own code.
-        return f"<repr failed: {type(error).__name__}>"
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _surrogates(text: str) -> str:
-    return _text(text.encode("utf-8", "surrogatepass"))
-
-
-def _text(data: bytes | bytearray) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
-
-
-def _in_order(values: Iterable[Any]) -> list[Any]:
-    """Return the items of a set in an order that is the same for every dump."""
-    return sorted(values, key=lambda item: json.dumps(plain(item)))
-
-
-def _is_plain_zone(zone: Any) -> bool:
-    """Tell whether a time zone is an offset without a name, which ISO 8601 tells."""
-    if zone is None:
-        return True
-    return type(zone) is timezone and zone.tzname(None) == (
-        timezone(zone.utcoffset(None)).tzname(None)
-    )
-
-
-def _moment(value: Any) -> Any:
-    """Return the ISO text of a moment, with its zone beside it if that tells more."""
-    if not value.fold and _is_plain_zone(value.tzinfo):
-        return value.isoformat()
-    return [
-        value.replace(tzinfo=None, fold=0).isoformat(),
-        value.tzinfo,
-        value.fold,
-    ]
-
-
-def _read_moment(cls: Any) -> Callable[[Any], Any]:
-    def read(written: Any) -> Any:
-        if isinstance(written, str):
-            return cls.fromisoformat(written)
-        text, zone, fold = written
-        return cls.fromisoformat(text).replace(tzinfo=zone, fold=fold)
-
-    return read
-
-
-def _uuid(value: UUID) -> str | None:
-    return str(value) if value.is_safe is SafeUUID.unknown else None
-
-
-_FORMS: dict[type, _Form] = {
-    tuple: _Form("$tuple", list, tuple),
-    set: _Form("$set", _in_order, set),
-    frozenset: _Form("$frozenset", _in_order, frozenset),
-    bytes: _Form("$bytes", _text, _bytes),
-    bytearray: _Form("$bytearray", _text, lambda text: bytearray(_bytes(text))),
-    complex: _Form("$complex", lambda v: [v.real, v.imag], lambda v: complex(*v)),
-    Decimal: _Form("$decimal", str, Decimal),
-    Fraction: _Form(
-        "$fraction", lambda v: [v.numerator, v.denominator], lambda v: Fraction(*v)
-    ),
-    datetime: _Form("$datetime", _moment, _read_moment(datetime)),
-    date: _Form("$date", date.isoformat, date.fromisoformat),
-    time: _Form("$time", _moment, _read_moment(time)),
-    timedelta: _Form(
-        "$timedelta",
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda v: timedelta(*v),
-    ),
-    timezone: _Form(
-        "$timezone",
-        lambda v: list(v.__getinitargs__()),
-        lambda v: timezone(*v),
-    ),
-    ZoneInfo: _Form("$zone", lambda v: v.key, ZoneInfo),
-    UUID: _Form("$uuid", _uuid, UUID),
-    deque: _Form("$deque", lambda v: [list(v), v.maxlen], lambda v: deque(*v)),
-    OrderedDict: _Form(
-        "$ordered_dict", lambda v: list(map(list, v.items())), OrderedDict
-    ),
-    Counter: _Form(
-        "$counter", lambda v: list(map(list, v.items())), lambda v: Counter(dict(v))
-    ),
-}
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    **{form.mark: form.read for form in _FORMS.values()},
-    "$dict": dict,
-    "$float": float,
-    "$int": lambda text: int(text, 16),
-    "$itself": lambda _: image.ITSELF,
-    "$text": lambda text: _bytes(text).decode("utf-8", "surrogatepass"),
-}

@@ -58,8 +58,8 @@ class Residents:
 
         Raises ``NotShared``, ``NotOffered``, ``TooLarge`` for its key, ``Overloaded``.
         """
-        key = (call.class_name, call.key)
-        resident = self._residents.get(key)
+        name = (call.class_name, call.key)
+        resident = self._residents.get(name)
         if resident is not None:
             return resident
         shared = self._catalogue.get(call.class_name)
@@ -78,17 +78,17 @@ class Residents:
                 f"{len(self._residents)} objects are in memory, the limit "
                 "(objects_max)."
             )
-        resident = self.add(key, shared)
+        resident = self.add(name, shared)
         if shared.durable and self._committer is not None:
             alike = self._evictable.setdefault(shared.idle_timeout_s, OrderedDict())
-            alike[key] = resident
+            alike[name] = resident
             resident.is_evictable = True
         return resident
 
-    def add(self, key: ObjectName, shared: SharedClass) -> Resident:
+    def add(self, name: ObjectName, shared: SharedClass) -> Resident:
         """Return a new object, not built yet."""
-        resident = Resident(key, shared, self._keeper(key, shared))
-        self._residents[key] = resident
+        resident = Resident(name, shared, self._keeper(name, shared))
+        self._residents[name] = resident
         return resident
 
     def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
@@ -106,7 +106,9 @@ class Residents:
     def note_use(self, resident: Resident) -> None:
         """Take note that an object that can come back from disk was called now."""
         resident.used_at = self._clock()
-        self._evictable[resident.shared.idle_timeout_s].move_to_end(resident.key)
+        self._evictable[resident.shared.idle_timeout_s].move_to_end(
+            resident.object_name
+        )
 
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""
@@ -132,8 +134,8 @@ class Residents:
             return False
         if batch is not None and batch.phase is Phase.FILLING:
             return False
-        del self._evictable[resident.shared.idle_timeout_s][resident.key]
-        del self._residents[resident.key]
+        del self._evictable[resident.shared.idle_timeout_s][resident.object_name]
+        del self._residents[resident.object_name]
         resident.is_evictable = False
         self._edge.left(len(self._residents))
         return True

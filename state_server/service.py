@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -22,13 +21,24 @@ from typing import Any, TextIO
 
 from . import codec
 from . import settings as configuration
-from .addresses import Address, parse_address
+from .addresses import Address
 from .conversation import Manners
+from .data_folder import (
+    EXIT_LOCKED,
+    STATE_FILE,
+    DataDirLock,
+    DataDirLocked,
+    hash_seed,
+    make_key_file,
+    make_private_folder,
+    write_whole,
+)
 from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
 from .host import Host
 from .keeping import KeepingLimits
 from .limits import LineLimit
+from .listening import listen, wanted_address
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
@@ -38,74 +48,8 @@ from .version import VERSION
 
 log = logging.getLogger("state_server.service")
 
-#: Exit codes of the command.
-EXIT_CONFIG, EXIT_LOCKED = 2, 3
-
-
-class DataDirLocked(ConfigError):
-    """Another manager, which is alive, uses the data folder."""
-
-
-class DataDirLock:
-    """The lock of a data folder, held by a living process and by nothing else."""
-
-    def __init__(self, data_dir: Path) -> None:
-        """Take the lock; raise ``DataDirLocked`` when another process holds it."""
-        path = data_dir / "manager.lock"
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
-        try:
-            _lock_exclusively(self._descriptor)
-        except OSError:
-            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip()
-            os.close(self._descriptor)
-            raise DataDirLocked(
-                f"The data folder {data_dir} is in use by another manager "
-                f"(process {holder or 'unknown'}). Stop it, or use another --data-dir."
-            ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, str(os.getpid()).encode())
-
-    def release(self) -> None:
-        """Give the lock back. The file stays: deleting it would let two hold it."""
-        os.close(self._descriptor)
-
-
-def data_dir_is_locked(data_dir: Path) -> bool:
-    """Tell whether a living manager uses the data folder."""
-    return lock_holder(data_dir) is not None
-
-
-def lock_holder(data_dir: Path) -> int | None:
-    """Return the process id of the living manager of a data folder; 0 if unknown."""
-    try:
-        descriptor = os.open(data_dir / "manager.lock", os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        _lock_exclusively(descriptor)
-    except OSError:
-        text = os.read(descriptor, 32)
-        return int(text) if text.isdigit() else 0
-    finally:
-        os.close(descriptor)
-    return None
-
-
-def _lock_exclusively(descriptor: int) -> None:
-    """Lock a file without waiting; raise ``OSError`` when somebody else has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        # flock, not lockf: it belongs to the open file, so closing another
-        # descriptor of the same file does not lose it.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+#: The exit code of the command when a setting must change.
+EXIT_CONFIG = 2
 
 
 class Service:
@@ -152,7 +96,7 @@ class Service:
 
     def _start(self) -> Address:
         settings = self._settings
-        configuration.make_private_folder(settings.data_dir)
+        make_private_folder(settings.data_dir)
         self._lock = DataDirLock(settings.data_dir)
         self.key = self._given_key or _key(settings)
         admin_key = _admin_key(settings.data_dir)
@@ -160,41 +104,20 @@ class Service:
             load_objects(specification)
         add_ready_made(self._catalogue, settings)
         _check_hash_seed(settings, self._catalogue)
-        wanted = _wanted_address(settings)
+        wanted = wanted_address(settings)
         self._listener, self.address = listen(wanted, settings.backlog)
-        store = None
-        if not settings.memory:
-            store = SqliteStore(settings.data_dir / "state.db")
-        epoch = os.urandom(8) if store is None else store.epoch
-        self._host = Host(
-            self._catalogue,
-            epoch + os.urandom(8),
-            _host_limits(settings),
-            _keeping_limits(settings),
-            store,
-        )
-        for name in self._catalogue.names():
-            shared = self._catalogue.get(name)
-            if shared is not None and store is not None:
-                for alias in shared.aliases:
-                    store.rename(alias, shared.name)
-        if store is not None:
-            _warn_of_strangers(store, self._catalogue)
-        for name in self._catalogue.names():
-            shared = self._catalogue.get(name)
-            if shared is not None and shared.contract is None:
-                self._catalogue.add(self._host.prepare(shared))
+        host = self._make_host()
         # The codec prepares itself at its first use, which takes a moment.
         codec.decode(codec.encode(((), {})))
         manners = Manners(
             self.key,
             admin_key,
-            self._host,
+            host,
             self._control,
             settings.frame_bytes_max,
             settings.allow_md5,
         )
-        self._host.start()
+        host.start()
         self._engine = Engine(manners, _engine_limits(settings))
         self._engine.start(self._listener)
         _write_address(settings.data_dir, self.address)
@@ -204,6 +127,31 @@ class Service:
             ", ".join(self._catalogue.names()),
         )
         return self.address
+
+    def _make_host(self) -> Host:
+        """Make the host of all shared classes, which learns what is stored of them."""
+        settings, shared = self._settings, self._catalogue
+        store = None
+        if not settings.memory:
+            store = SqliteStore(settings.data_dir / STATE_FILE)
+        epoch = os.urandom(8) if store is None else store.epoch
+        # Kept at once: whatever fails from here on, the host closes the store.
+        self._host = Host(
+            shared,
+            epoch + os.urandom(8),
+            _host_limits(settings),
+            _keeping_limits(settings),
+            store,
+        )
+        if store is not None:
+            for record in shared.records():
+                for alias in record.aliases:
+                    store.rename(alias, record.name)
+            _warn_of_strangers(store, shared)
+        for record in shared.records():
+            if record.contract is None:
+                shared.add(self._host.prepare(record))
+        return self._host
 
     def request_stop(self) -> None:
         """Have ``wait`` return; any thread or signal handler may call this."""
@@ -366,8 +314,8 @@ def fix_hash_seed(settings: ManagerSettings) -> None:
         load_objects(specification)
     if settings.memory or not _journals(catalogue):
         return
-    configuration.make_private_folder(settings.data_dir)
-    seed = str(configuration.hash_seed(settings.data_dir))
+    make_private_folder(settings.data_dir)
+    seed = str(hash_seed(settings.data_dir))
     if os.environ.get("PYTHONHASHSEED") != seed:
         os.environ["PYTHONHASHSEED"] = seed
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -381,7 +329,7 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
     journals = _journals(shared)
     if settings.memory or not journals:
         return
-    seed = str(configuration.hash_seed(settings.data_dir))
+    seed = str(hash_seed(settings.data_dir))
     if os.environ.get("PYTHONHASHSEED") != seed:
         raise ConfigError(
             f"{', '.join(journals)}: a journal is replayed in the order that sets have "
@@ -404,11 +352,10 @@ def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:
 
 def _journals(shared: Catalogue) -> list[str]:
     """Return the names of the journalled classes of the user's own."""
-    classes = [shared.get(name) for name in shared.names()]
     return [
-        item.name
-        for item in classes
-        if item and item.durable == "journal" and not item.ready_made
+        record.name
+        for record in shared.records()
+        if record.durable == "journal" and not record.ready_made
     ]
 
 
@@ -481,102 +428,24 @@ def stop_with_parent(descriptor: int, stop: Callable[[], None]) -> None:
     threading.Thread(target=watch, name="state-server-parent", daemon=True).start()
 
 
-def listen(wanted: Address, backlog: int) -> tuple[socket.socket, Address]:
-    """Return a listening socket and its address.
-
-    A socket file that a dead manager left is replaced: the caller holds the lock of the
-    data folder, and nobody answers there. Raises ``ConfigError`` when the address is
-    taken or cannot be used.
-    """
-    if wanted.path is not None:
-        return _listen_on_path(Path(wanted.path), backlog), wanted
-    family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform != "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((wanted.host, wanted.port))
-        listener.listen(backlog)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"The address {wanted} cannot be used: {error}.") from error
-    return listener, Address(host=wanted.host, port=listener.getsockname()[1])
-
-
-def _listen_on_path(path: Path, backlog: int) -> socket.socket:
-    if not hasattr(socket, "AF_UNIX"):
-        raise ConfigError("This platform has no Unix sockets; use tcp://127.0.0.1:0.")
-    _remove_stale_socket(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Private from the first moment; no other thread makes files yet.
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-        listener.listen(backlog)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"The socket {path} cannot be made: {error}.") from error
-    finally:
-        os.umask(mask)
-    return listener
-
-
-def _remove_stale_socket(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket; it was left alone.")
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        probe.settimeout(1.0)
-        probe.connect(str(path))
-    except (ConnectionRefusedError, FileNotFoundError):
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path} is in use: {error}.") from error
-    else:
-        raise ConfigError(f"{path} is in use: a server answers there.")
-    finally:
-        probe.close()
-
-
-def _wanted_address(settings: ManagerSettings) -> Address:
-    if settings.address is not None:
-        address = parse_address(settings.address)
-    elif sys.platform == "win32":
-        address = Address(host="127.0.0.1", port=0)
-    else:
-        # Absolute, because clients read it in folders of their own.
-        address = parse_address(settings.data_dir.absolute() / "manager.sock")
-    if address.is_wildcard and not settings.allow_wildcard:
-        raise ConfigError(
-            f"The address {address} lets any machine connect, and the connection is "
-            "not encrypted. Use 127.0.0.1 or a Unix socket, or say --allow-wildcard "
-            "true if the network is private."
-        )
-    return address
-
-
 def _key(settings: ManagerSettings) -> bytes:
     key = configuration.read_authkey(settings, os.environ)
     if key is None:
         path = settings.authkey_file or settings.data_dir / "authkey"
-        key = configuration.make_key_file(path)
+        key = make_key_file(path)
         log.info("A new key was written to %s.", path)
     return key
 
 
 def _admin_key(data_dir: Path) -> bytes:
     path = data_dir / "adminkey"
-    return configuration.read_key_file(path) or configuration.make_key_file(path)
+    return configuration.read_key_file(path) or make_key_file(path)
 
 
 def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
-        configuration.write_whole(data_dir / "address", f"{address}\n".encode())
+        write_whole(data_dir / "address", f"{address}\n".encode())
     except OSError as error:
         raise ConfigError(
             f"The address cannot be written to {data_dir}: {error}."

@@ -11,10 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import os
-import secrets
-import stat
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -436,82 +432,11 @@ def read_address_file(data_dir: Path) -> str | None:
         return None
 
 
-def make_key_file(path: Path) -> bytes:
-    """Write a new random key to ``path``, readable by its owner only; return it."""
-    key = secrets.token_hex(32).encode()
-    try:
-        write_whole(path, key, only_new=True)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"The key file {path} cannot be written: {error}.") from error
-    return key
-
-
-def write_whole(path: Path, content: bytes, *, only_new: bool = False) -> None:
-    """Write a private file so that a crash leaves it whole or not there at all.
-
-    ``only_new``: raise ``FileExistsError`` when there is something already.
-    """
-    fresh = path.with_name(f"{path.name}.new-{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if only_new and hasattr(os, "link"):
-        try:
-            os.link(fresh, path)
-        finally:
-            fresh.unlink()
-    else:
-        fresh.replace(path)
-    if sys.platform != "win32":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def hash_seed(data_dir: Path) -> int:
-    """Return the hash seed of a data folder; it is drawn once and kept."""
-    path = data_dir / "hashseed"
-    try:
-        return int(path.read_text())
-    except FileNotFoundError:
-        seed = secrets.randbelow(2**32)
-        write_whole(path, f"{seed}\n".encode())
-        return seed
-    except ValueError as error:
-        raise ConfigError(f"The hash seed in {path} is not a number.") from error
-
-
 def checked_timeout(timeout: float) -> float:
     """Return ``timeout`` in seconds; raise ``ConfigError`` when it is none."""
     if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
         raise ConfigError(f"A timeout is a number of seconds above 0, not {timeout!r}.")
     return float(timeout)
-
-
-def make_private_folder(path: Path) -> None:
-    """Make ``path`` a folder that only its owner can enter.
-
-    An empty folder of ours is made private. Raises ``ConfigError`` when others may
-    enter a folder that holds something already: it may have been read.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if sys.platform != "win32" and not any(path.iterdir()):
-            path.chmod(0o700)
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise ConfigError(f"The data folder {path} cannot be made: {error}.") from error
-    if sys.platform != "win32" and mode & 0o077:
-        raise ConfigError(
-            f"The data folder {path} can be entered by others (mode {mode:04o}); "
-            f"it holds the key and the state. Run: chmod 700 {path}"
-        )
 
 
 def _environment_values(

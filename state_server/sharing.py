@@ -147,6 +147,11 @@ class Catalogue:
         with self._lock:
             return sorted(self._by_name)
 
+    def records(self) -> list[SharedClass]:
+        """Return the records of all shared classes, sorted by name."""
+        with self._lock:
+            return [self._by_name[name] for name in sorted(self._by_name)]
+
     def lacks(self, specification: str) -> bool:
         """Tell whether ``load_objects`` has something to load that is not shared here.
 
@@ -157,7 +162,11 @@ class Catalogue:
         if module is None or not class_name:
             return module is None
         cls = inspect.getattr_static(module, class_name, None)
-        return not isinstance(cls, type) or cls not in self._names
+        return not isinstance(cls, type) or not self.has(cls)
+
+    def has(self, cls: type) -> bool:
+        """Tell whether a class is shared in this process, under whatever name."""
+        return cls in self._names
 
     def name_of(self, cls: type) -> str:
         """Return the name ``cls`` is shared as; raise ``NotShared`` if it is not."""
@@ -188,10 +197,6 @@ def _taken(source: str, name: str, holder: str) -> ConfigError:
 
 #: Where ``share`` puts classes.
 catalogue = Catalogue()
-
-
-@overload
-def share(cls: type[T], /) -> type[T]: ...
 
 
 @overload
@@ -271,9 +276,10 @@ def share(
 
     Raises ``ConfigError`` for a class that cannot be shared as asked.
     """
-    if cls is None:
-        return functools.partial(
-            share,
+
+    def shared(given: type[T]) -> type[T]:
+        record = describe_class(
+            given,
             name=name,
             args=args,
             kwargs=kwargs,
@@ -287,24 +293,10 @@ def share(
             aliases=aliases,
             idle_timeout=idle_timeout,
         )
-    catalogue.add(
-        describe_class(
-            cls,
-            name=name,
-            args=args,
-            kwargs=kwargs,
-            exposed=exposed,
-            slow=slow,
-            durable=durable,
-            rollback=rollback,
-            readonly=readonly,
-            transient=transient,
-            version=version,
-            aliases=aliases,
-            idle_timeout=idle_timeout,
-        )
-    )
-    return cls
+        catalogue.add(record)
+        return given
+
+    return shared if cls is None else shared(cls)
 
 
 def describe_class(
@@ -328,31 +320,15 @@ def describe_class(
     if not isinstance(cls, type):
         raise ConfigError(f"Only a class can be shared, not {cls!r}.")
     chosen = checked_name(cls.__name__ if name is None else name)
-    for option, value in (
+    for option, names in (
         ("args", args),
         ("exposed", exposed),
         ("readonly", readonly),
         ("transient", transient),
         ("aliases", aliases),
     ):
-        if isinstance(value, str) or not isinstance(value, Iterable | None):
-            raise ConfigError(
-                f"{_path(cls)}: {option} is a tuple or a list, not {value!r}. Is a "
-                f"comma missing, as in {option}=({value!r},)?"
-            )
-    if idle_timeout is not None and not idle_timeout > 0:
-        raise ConfigError(
-            f"{_path(cls)}: idle_timeout is a number of seconds above 0, not "
-            f"{idle_timeout!r}."
-        )
-    if durable not in (True, False, "state", "journal"):
-        raise ConfigError(
-            f'{_path(cls)}: durable is True, False or "journal", not {durable!r}.'
-        )
-    if not isinstance(version, int) or version < 1:
-        raise ConfigError(
-            f"{_path(cls)}: a version is a whole number from 1, not {version!r}."
-        )
+        _check_iterable(cls, option, names)
+    _check_keeping(cls, durable, version, idle_timeout)
     contract = contract_of(cls, chosen, exposed)
     return SharedClass(
         name=chosen,
@@ -374,6 +350,33 @@ def describe_class(
         aliases=tuple(checked_name(alias) for alias in aliases),
         idle_timeout_s=idle_timeout,
     )
+
+
+def _check_iterable(cls: type, option: str, value: object) -> None:
+    """Refuse a text where a tuple is wanted: its letters would be taken for names."""
+    if isinstance(value, str) or not isinstance(value, Iterable | None):
+        raise ConfigError(
+            f"{_path(cls)}: {option} is a tuple or a list, not {value!r}. Is a "
+            f"comma missing, as in {option}=({value!r},)?"
+        )
+
+
+def _check_keeping(
+    cls: type, durable: bool | str, version: int, idle_timeout: float | None
+) -> None:
+    if idle_timeout is not None and not idle_timeout > 0:
+        raise ConfigError(
+            f"{_path(cls)}: idle_timeout is a number of seconds above 0, not "
+            f"{idle_timeout!r}."
+        )
+    if durable not in (True, False, "state", "journal"):
+        raise ConfigError(
+            f'{_path(cls)}: durable is True, False or "journal", not {durable!r}.'
+        )
+    if not isinstance(version, int) or version < 1:
+        raise ConfigError(
+            f"{_path(cls)}: a version is a whole number from 1, not {version!r}."
+        )
 
 
 def readonly(method: F) -> F:
@@ -490,8 +493,8 @@ def load_objects(specification: str) -> None:
         ) from error
     if not class_name:
         shared_there = any(
-            shared is not None and shared.source.startswith(module_name + ".")
-            for shared in map(catalogue.get, catalogue.names())
+            record.source.startswith(module_name + ".")
+            for record in catalogue.records()
         )
         if is_new and not shared_there and set(catalogue.names()) == before:
             raise ConfigError(
@@ -504,7 +507,7 @@ def load_objects(specification: str) -> None:
         raise ConfigError(
             f"The module {module_name!r} has no class {class_name!r} to share."
         )
-    if cls not in catalogue._names:
+    if not catalogue.has(cls):
         share(cls)
 
 

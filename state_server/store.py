@@ -30,6 +30,7 @@ from .commits import (
     ReplyRecord,
     Stored,
 )
+from .data_folder import sync
 from .errors import ConfigError, StoreError
 
 log = logging.getLogger("state_server.store")
@@ -571,15 +572,6 @@ def fold_log(path: Path) -> bool:
             "until that has ended."
         )
     return True
-
-
-def sync(path: Path) -> None:
-    """Have a file or a folder on disk before this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _put(

@@ -86,6 +86,7 @@ class Ticket:
 class Resident:
     """One object in memory and the calls that wait for it.
 
+    ``object_name`` is the pair of class and key, ``name`` the same as one text.
     ``current``, ``queue``, ``is_full``, ``is_evictable`` (whether it can come back from
     disk) and ``used_at`` are guarded by the host's lock.
     ``keeper``, ``contract`` and ``batch`` belong to the thread that runs ``current``;
@@ -100,17 +101,19 @@ class Resident:
         "is_evictable",
         "is_full",
         "keeper",
-        "key",
         "name",
+        "object_name",
         "poisoned",
         "queue",
         "shared",
         "used_at",
     )
 
-    def __init__(self, key: ObjectName, shared: SharedClass, keeper: Keeper) -> None:
-        self.key = key
-        self.name = "/".join(key)
+    def __init__(
+        self, object_name: ObjectName, shared: SharedClass, keeper: Keeper
+    ) -> None:
+        self.object_name = object_name
+        self.name = "/".join(object_name)
         self.shared = shared
         self.contract = shared.contract
         self.keeper = keeper

@@ -17,11 +17,10 @@ from state_server.commits import (
 )
 from state_server.host import Host
 from state_server.keeping import KeepingLimits
-from state_server.messages import Lane
 from state_server.sharing import Catalogue, SharedClass, describe_class, readonly
 from state_server.tickets import HostLimits, Resident
 
-from .fakes import PATIENCE_S, FakeClock, FakeConnection, heard, lane_of, make_call
+from .fakes import PATIENCE_S, BareDesk, FakeClock, FakeConnection, heard
 
 EPOCH = b"theepoch"
 BOOT = EPOCH + b"theboot1"
@@ -78,7 +77,7 @@ class FakeStore:
     def state(self, name: str, key: str = "default") -> Any:
         """Return the state of an object as it is on disk; ``None`` if it is not."""
         stored = self.objects.get((name, key))
-        return None if stored is None else image.state_of(stored.image).state
+        return None if stored is None else image.parts_of(stored.image).state
 
     def load(self, name: ObjectName) -> Stored | None:
         """Return a stored object."""
@@ -133,7 +132,7 @@ class FakeStore:
         self.is_closed = True
 
 
-class DurableDesk:
+class DurableDesk(BareDesk):
     """A host with a store and a writer thread, and short words for calling it."""
 
     def __init__(
@@ -161,7 +160,9 @@ class DurableDesk:
 
     def resident(self, class_name: str, key: str) -> Resident:
         """Return an object that is in memory."""
-        return next(r for r in self.host._residents if r.key == (class_name, key))
+        return next(
+            r for r in self.host._residents if r.object_name == (class_name, key)
+        )
 
     def __enter__(self) -> DurableDesk:
         """Start the writer thread."""
@@ -174,31 +175,12 @@ class DurableDesk:
         self.store.release_fence()
         self.host.stop()
 
-    def attached(self, lane: Lane | None = None) -> FakeConnection:
-        """Return a connection with a lane, a new one unless given."""
-        connection = FakeConnection()
-        connection.lane = lane or lane_of(self.clock())
-        self.host.attach(connection.lane, connection)
-        return connection
-
     def submit(
-        self,
-        connection: FakeConnection,
-        target: str,
-        *args: Any,
-        number: int = 0,
-        **options: Any,
+        self, connection: FakeConnection, target: str, *args: Any, **options: Any
     ) -> Resident | None:
-        """Give a call in, on the connection's lane when it has a number."""
-        lane = connection.lane if number else None
+        """Give a call in, first sent to this manager unless the options say other."""
         options.setdefault("first_boot", BOOT)
-        call = make_call(target, *args, number=number, lane=lane, **options)
-        return self.host.submit(call, connection)
-
-    def run(self, resident: Resident | None) -> None:
-        """Run one object's calls until none waits."""
-        while resident is not None:
-            resident = self.host.run(resident)
+        return super().submit(connection, target, *args, **options)
 
     def start(
         self,

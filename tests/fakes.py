@@ -138,18 +138,11 @@ def catalogue_of(*shared: type | SharedClass) -> Catalogue:
     return catalogue
 
 
-class Desk:
-    """A host with a fake clock, and short words for calling it."""
+class BareDesk:
+    """A host and its clock; how connections and calls get there."""
 
-    def __init__(self, *shared: type | SharedClass, **limits: Any) -> None:
-        self.clock = FakeClock()
-        self.host = Host(
-            catalogue_of(*shared),
-            BOOT_ID,
-            HostLimits(**limits),
-            clock=self.clock,
-            wall_clock=self.clock,
-        )
+    clock: FakeClock
+    host: Host
 
     def attached(self, lane: Lane | None = None) -> FakeConnection:
         """Return a connection with a lane, a new one unless given."""
@@ -175,6 +168,20 @@ class Desk:
         """Run one object's calls until none waits."""
         while resident is not None:
             resident = self.host.run(resident)
+
+
+class Desk(BareDesk):
+    """A host with a fake clock, and short words for calling it."""
+
+    def __init__(self, *shared: type | SharedClass, **limits: Any) -> None:
+        self.clock = FakeClock()
+        self.host = Host(
+            catalogue_of(*shared),
+            BOOT_ID,
+            HostLimits(**limits),
+            clock=self.clock,
+            wall_clock=self.clock,
+        )
 
     def ask(
         self, connection: FakeConnection, target: str, *args: Any, **options: Any

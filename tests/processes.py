@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import state_server
 
@@ -128,6 +128,20 @@ class ManagerProcess:
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()
+
+
+class Sides(NamedTuple):
+    """A manager of ours and one of the standard library."""
+
+    ours: Side
+    stock: Side
+
+
+@contextlib.contextmanager
+def both_managers(folder: Path) -> Iterator[Sides]:
+    """Start one manager of each kind."""
+    with our_manager(folder / "ours") as manager, stock_manager(folder / "st") as stock:
+        yield Sides(side_of(manager), stock)
 
 
 def wait_until(

@@ -583,13 +583,15 @@ def test_each_class_has_an_idle_time_of_its_own() -> None:
             desk.clock.advance(1)
         desk.clock.advance(20)
         desk.host.sweep()
-        assert {resident.key[0] for resident in desk.host._residents} == {
+        assert {resident.object_name[0] for resident in desk.host._residents} == {
             "Never",
             "Long",
         }
         desk.clock.advance(200)
         desk.host.sweep()
-        assert {resident.key[0] for resident in desk.host._residents} == {"Never"}
+        assert {resident.object_name[0] for resident in desk.host._residents} == {
+            "Never"
+        }
 
 
 def test_an_object_that_is_busy_or_not_committed_stays_in_memory() -> None:

@@ -17,7 +17,8 @@ from flask.signals import got_request_exception
 
 import state_server
 from state_server import errors
-from state_server.integrations.flask import EXTENSION, AppState, Config, StateServer
+from state_server.integrations.app_config import Config
+from state_server.integrations.flask import EXTENSION, AppState, StateServer
 
 
 @dataclass
@@ -134,7 +135,7 @@ def test_nothing_configured(made: list[FakeClient]) -> None:
     """Without configuration the choice is left to connect()."""
     assert config_of() == Config()
     assert (made[0].address, made[0].authkey) == (None, None)
-    assert made[0].options == {"data_dir": None}
+    assert made[0].options == {"data_dir": None, "timeout": None}
 
 
 def test_configuration_reaches_the_client(made: list[FakeClient]) -> None:
@@ -173,7 +174,7 @@ def test_prefixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.extensions[EXTENSION].config == expected
 
 
-def test_key_file(tmp_path: Path) -> None:
+def test_the_key_file_is_read_without_its_line_end(tmp_path: Path) -> None:
     """The key is read from its file, without the line end that editors add."""
     path = tmp_path / "key"
     path.write_bytes(b"secret\n")

@@ -28,6 +28,7 @@ BOTH_HALVES = {FRONT, "manager", "__main__"}
 CLIENT_HALF = {"client", "handles", "pool", "link", "stream"}
 SERVER_HALF = {
     "service",
+    "listening",
     "engine",
     "connection",
     "conversation",
@@ -44,6 +45,7 @@ SERVER_HALF = {
     "image",
     "journal",
     "store",
+    "dumps",
     "operating",
     "objects",
 }
@@ -62,6 +64,7 @@ CODEC_PARTS = {
     "refusals",
     "small_pickles",
     "spellings",
+    "stack_machine",
     "stock_arrays",
     "walk",
     "wire_names",
@@ -72,6 +75,7 @@ GROUND = {
     "bodies",
     "busy_poll",
     "codec",
+    "data_folder",
     "errors",
     "failures",
     "handshake",
@@ -87,11 +91,9 @@ GROUND = {
 }
 FORBIDDEN_NAMES = {"utils", "util", "utilities", "helpers", "common", "misc", "lib"}
 
-#: Where the halves touch: the parent of the web workers keeps a manager as well, and
-#: asks whether the data folder is in use before it starts one; and the demonstration
-#: has an object of a hosted class in its own process, to show what becomes of it there.
+#: Where the halves touch: the demonstration has an object of a hosted class in its own
+#: process, to show what becomes of it there.
 CROSSINGS = {
-    ("web.keeper", "service"),
     ("web.demo", "objects.demonstration"),
     ("web.variants.global_with_lock", "objects.demonstration"),
     ("web.variants.plain_global", "objects.demonstration"),
@@ -132,6 +134,7 @@ DOORS = {
     "socket": {
         "connection",
         "engine",
+        "listening",
         "stream",
         "service",
         "tcp",

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -27,6 +27,8 @@ import state_server
 from .processes import (
     ROOT,
     Side,
+    Sides,
+    both_managers,
     freeze,
     is_alive,
     our_manager,
@@ -37,19 +39,11 @@ from .processes import (
 )
 
 
-class Sides(NamedTuple):
-    """A manager of ours and one of the standard library."""
-
-    ours: Side
-    stock: Side
-
-
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     """Start one manager of each kind for this module."""
-    folder = tmp_path_factory.mktemp("answers")
-    with our_manager(folder / "ours") as manager, stock_manager(folder / "st") as stock:
-        yield Sides(side_of(manager), stock)
+    with both_managers(tmp_path_factory.mktemp("answers")) as managers:
+        yield managers
 
 
 # Forks ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -22,28 +22,21 @@ import state_server
 from .processes import (
     Outcome,
     Side,
+    Sides,
+    both_managers,
     our_manager,
     run_bounded,
     side_of,
-    stock_manager,
     wait_until,
 )
 from .shared_classes import AllowedError
 
 
-class Sides(NamedTuple):
-    """A manager of ours and one of the standard library."""
-
-    ours: Side
-    stock: Side
-
-
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     """Start one manager of each kind for this module."""
-    folder = tmp_path_factory.mktemp("objects")
-    with our_manager(folder / "ours") as manager, stock_manager(folder / "st") as stock:
-        yield Sides(side_of(manager), stock)
+    with both_managers(tmp_path_factory.mktemp("objects")) as managers:
+        yield managers
 
 
 @pytest.fixture

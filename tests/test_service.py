@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from state_server.service import lock_holder
+from state_server.data_folder import lock_holder
 
 from .processes import ROOT, ManagerProcess, wait_until
 

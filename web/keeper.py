@@ -19,16 +19,13 @@ from collections.abc import Mapping
 from typing import cast
 
 import state_server
+from state_server.data_folder import EXIT_LOCKED, data_dir_is_locked
 from state_server.errors import NotAllowed, StateServerError
-from state_server.service import data_dir_is_locked
 from state_server.settings import WebSettings, read_authkey
 
 from .children import KILL_GRACE_S, Backoff, Child
 
 logger = logging.getLogger("state_server.web.manager")
-
-#: The exit code of a manager that found its data folder held by another one.
-EXIT_LOCKED = 3
 
 #: How often a manager that is not ours is asked whether it answers by now.
 ASK_EVERY_S = 0.2

@@ -28,14 +28,9 @@ from multiprocessing import ProcessError, connection, managers
 from pathlib import Path
 from typing import Any
 
+from state_server.data_folder import make_key_file, make_private_folder, write_whole
 from state_server.errors import ConfigError
-from state_server.settings import (
-    make_key_file,
-    make_private_folder,
-    read_address_file,
-    read_key_file,
-    write_whole,
-)
+from state_server.settings import read_address_file, read_key_file
 
 from .children import Child
 

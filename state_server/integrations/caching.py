@@ -23,8 +23,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from state_server.errors import TooLarge
-
+from ..errors import TooLarge
 from .call_keys import key_of_call
 from .region_cache import RegionCache
 from .serializers import CodecSerializer

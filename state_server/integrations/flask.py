@@ -42,19 +42,18 @@ the app's own page for 500, the debugger, and propagation under ``TESTING`` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from flask import Flask, Response, current_app, has_app_context, json, request
 
 import state_server
-from state_server.errors import ConfigError, StateServerError
-from state_server.messages import DEFAULT_KEY
-from state_server.settings import read_key_file
 
-from .session_store import SessionConfig, SessionStore, namespace_of
+from ..errors import StateServerError
+from ..messages import DEFAULT_KEY
+from .app_config import Config, read_config
+from .session_store import SessionStore
 from .sessions import StateServerSessionInterface
 
 T = TypeVar("T")
@@ -72,39 +71,8 @@ ANSWERS = {
     504: "The service did not answer in time; it is not known whether it did the work.",
 }
 
-#: The keys of the configuration that say something of sessions, by the field of
-#: ``SessionConfig`` that they set.
-SESSION_KEYS = {
-    "namespace": "STATE_SERVER_SESSION_NAMESPACE",
-    "conflict": "STATE_SERVER_SESSION_CONFLICT",
-    "bytes_max": "STATE_SERVER_SESSION_BYTES_MAX",
-    "count_max": "STATE_SERVER_SESSIONS_MAX",
-    "touch_share": "STATE_SERVER_SESSION_TOUCH_SHARE",
-    "call_timeout_s": "STATE_SERVER_SESSION_TIMEOUT",
-}
-
 #: Seconds in the header ``Retry-After`` of errors after which a call may be repeated.
 RETRY_AFTER_S = 1
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the extension was told, checked."""
-
-    address: str | None = None
-    data_dir: str | None = None
-    authkey: bytes | None = None
-    timeout: float | None = None
-    handle_errors: bool = True
-    sessions: SessionConfig | None = None
-
-    def __repr__(self) -> str:
-        key = "none" if self.authkey is None else "***"
-        return (
-            f"Config(address={self.address!r}, data_dir={self.data_dir!r}, "
-            f"authkey={key}, timeout={self.timeout!r}, "
-            f"handle_errors={self.handle_errors!r}, sessions={self.sessions!r})"
-        )
 
 
 @dataclass(frozen=True)
@@ -175,12 +143,7 @@ class StateServer:
         for key, value in self._defaults.items():
             app.config.setdefault(key, value)
         config = read_config(app.config, app.name)
-        options: dict[str, Any] = {}
-        if config.timeout is not None:
-            options["timeout"] = config.timeout
-        client = state_server.connect(
-            config.address, config.authkey, data_dir=config.data_dir, **options
-        )
+        client = config.connect()
         sessions = None
         if config.sessions is not None:
             sessions = SessionStore(client, config.sessions)
@@ -269,13 +232,7 @@ def client_of(app: Flask | None = None) -> state_server.Client | None:
         return state.client
     made: state_server.Client | None = app.extensions.get(CLIENT)
     if made is None:
-        config = read_config(app.config, app.name)
-        client = state_server.connect(
-            config.address,
-            config.authkey,
-            data_dir=config.data_dir,
-            timeout=config.timeout,
-        )
+        client = read_config(app.config, app.name).connect()
         made = app.extensions.setdefault(CLIENT, client)
     return made
 
@@ -309,98 +266,3 @@ def answer_error(error: StateServerError) -> Response:
     if error.retryable:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
-
-
-def read_config(values: Mapping[str, Any], app_name: str) -> Config:
-    """Return the checked configuration; raises ``ConfigError`` naming key and value."""
-
-    def read(name: str, check: Callable[[str, Any], Any], default: Any = None) -> Any:
-        key = f"STATE_SERVER_{name}"
-        value = values.get(key)
-        return default if value is None else check(key, value)
-
-    authkey = read("AUTHKEY", _key)
-    authkey_file = read("AUTHKEY_FILE", _path)
-    if authkey is None and authkey_file is not None:
-        authkey = read_key_file(Path(authkey_file))
-        if authkey is None:
-            raise ConfigError(
-                f"STATE_SERVER_AUTHKEY_FILE is {authkey_file!r}; there is no such file"
-            )
-    timeout = read("TIMEOUT", _seconds)
-    sessions = None
-    if read("SESSIONS", _boolean, False):
-        sessions = _read_sessions(values, app_name, timeout)
-    return Config(
-        address=read("ADDRESS", _text),
-        data_dir=read("DATA_DIR", _path),
-        authkey=authkey,
-        timeout=timeout,
-        handle_errors=read("HANDLE_ERRORS", _boolean, True),
-        sessions=sessions,
-    )
-
-
-def _read_sessions(
-    values: Mapping[str, Any], app_name: str, timeout: float | None
-) -> SessionConfig:
-    """Return what was decided about sessions; ``timeout``: that of the other calls."""
-    config = SessionConfig("app")
-    given: dict[str, Any] = {}
-    if values.get(SESSION_KEYS["namespace"]) is None:
-        given["namespace"] = namespace_of(app_name)
-    if timeout is not None:
-        given["call_timeout_s"] = min(timeout, config.call_timeout_s)
-    for field, key in SESSION_KEYS.items():
-        value = values.get(key)
-        if value is not None:
-            given[field] = value
-    for field, value in given.items():
-        # One at a time, so that an error is said of the key that is to be changed.
-        try:
-            config = replace(config, **{field: value})
-        except ConfigError as error:
-            raise ConfigError(f"{SESSION_KEYS[field]}: {error}") from None
-    return config
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{key} is {value!r}; expected text")
-    return value
-
-
-def _path(key: str, value: Any) -> str:
-    return _text(key, str(value) if isinstance(value, Path) else value)
-
-
-def _key(key: str, value: Any) -> bytes:
-    # A key of nothing but digits arrives from the environment as a number.
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str):
-        value = value.encode()
-    if not isinstance(value, bytes) or not value:
-        raise ConfigError(
-            f"{key} is a {type(value).__name__}; expected text that is not empty (in "
-            "an environment variable, put it in quotes that belong to the value)"
-        )
-    return value
-
-
-def _seconds(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{key} is {value!r}; expected a number of seconds")
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{key} is {value!r}; expected seconds above 0")
-    return float(value)
-
-
-def _boolean(key: str, value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True}
-    words |= {"false": False, "no": False, "off": False, "0": False}
-    # Python's own spelling, False, is no JSON: it arrives as text, which would be true.
-    try:
-        return words[str(value).strip().lower()]
-    except KeyError:
-        raise ConfigError(f"{key} is {value!r}; expected true or false") from None

@@ -41,21 +41,14 @@ from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response as BaseResponse
 
 import state_server
-from state_server import codec
-from state_server.errors import ConfigError, NotAllowed
 
+from .. import codec
+from ..errors import ConfigError, NotAllowed
 from . import caching
 from . import options as checks
-from .flask import client_of, read_config
+from .app_config import MANAGER_KEYS, read_config
+from .flask import client_of
 from .serializers import CodecSerializer
-
-#: What says which manager an app asks.
-MANAGER_KEYS = (
-    "STATE_SERVER_ADDRESS",
-    "STATE_SERVER_DATA_DIR",
-    "STATE_SERVER_AUTHKEY",
-    "STATE_SERVER_AUTHKEY_FILE",
-)
 
 CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 
@@ -218,6 +211,11 @@ class StateServerCache(caching.StateServerCache, BaseCache):
             flight.token = None
         return stored
 
+    def land(self, flight: _Flight) -> None:
+        """Give the lease of a shared computation back, if it is still held."""
+        if flight.token is not None:
+            self._release(flight.key, flight.token)
+
     def set_many(
         self, mapping: Mapping[str, Any], timeout: int | timedelta | None = None
     ) -> list[Any]:
@@ -352,8 +350,7 @@ class Cache(flask_caching.Cache):
                     with _during(_flight, flight):
                         return decorated(*args, **kwargs)
                 finally:
-                    if flight.token is not None:
-                        backend._release(key, flight.token)
+                    backend.land(flight)
 
             # One set of attributes: cache_timeout and make_cache_key may be replaced.
             sharing.__dict__ = decorated.__dict__

@@ -37,8 +37,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 
 import state_server
-from state_server.errors import ConfigError, Overloaded, StateServerError
 
+from ..errors import ConfigError, Overloaded, StateServerError
 from . import options as checks
 from .flask import client_of
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from state_server.errors import ConfigError
+from ..errors import ConfigError
 
 #: What the regions of a manager take as a key (``key_bytes_max``), in bytes of UTF-8;
 #: what comes before it; and the characters that stay of a longer one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from state_server.errors import StateServerError
+from ..errors import StateServerError
 
 log = logging.getLogger("state_server.cache")
 

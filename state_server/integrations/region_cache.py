@@ -17,14 +17,14 @@ from typing import Any
 from cachelib.base import BaseCache
 
 import state_server
-from state_server.errors import (
+
+from ..errors import (
     ConfigError,
     NotAllowed,
     RemoteError,
     StateServerError,
     TooLarge,
 )
-
 from . import options
 from .outages import Outage
 from .serializers import CodecSerializer

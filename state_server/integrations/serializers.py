@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from cachelib.serializers import BaseSerializer
 
-from state_server import codec
+from .. import codec
 
 #: What ``Client.get`` does for a handle that is found inside a value.
 Reference = Callable[[str, str], Any]

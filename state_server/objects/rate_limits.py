@@ -162,8 +162,7 @@ class RateLimits:
 
         It counts above the limit as well, which is not known here.
         """
-        _check(key, expiry_s, amount)
-        check_key(key, self._key_bytes_max)
+        self._check(key, expiry_s, amount)
         now = self._now()
         window = self._fixed.find(key, now)
         if amount == 0:
@@ -197,8 +196,7 @@ class RateLimits:
         self, key: str, limit: int, expiry_s: float, amount: int = 1
     ) -> bool:
         """Count a hit unless that would be too many; tell whether it was counted."""
-        _check(key, expiry_s, amount)
-        check_key(key, self._key_bytes_max)
+        self._check(key, expiry_s, amount)
         now = self._now()
         window = self._recent(key, expiry_s, now)
         if amount + (0 if window is None else window.amount) > limit:
@@ -235,8 +233,7 @@ class RateLimits:
         The hits of the former window count by the share of it that is still within
         the last ``expiry_s`` seconds.
         """
-        _check(key, expiry_s, amount)
-        check_key(key, self._key_bytes_max)
+        self._check(key, expiry_s, amount)
         now = self._now()
         window = self._current(key, expiry_s, now)
         if window is None:
@@ -296,6 +293,19 @@ class RateLimits:
     def _now(self) -> float:
         return time.monotonic()
 
+    def _check(self, key: str, expiry_s: float, amount: int) -> None:
+        """Refuse what is no hit."""
+        if not isinstance(key, str) or not isinstance(amount, int) or amount < 0:
+            raise ValueError(
+                f"A hit is a whole number from 0 of a text, not {amount!r} of "
+                f"{key!r:.100}."
+            )
+        if not 0 < expiry_s < math.inf:
+            raise ValueError(
+                f"A window is longer than 0 s, not {expiry_s!r:.100} s long."
+            )
+        check_key(key, self._key_bytes_max)
+
     def _records(self) -> int:
         return self._fixed.records + self._moving.records + self._sliding.records
 
@@ -333,15 +343,6 @@ class RateLimits:
                     f"limit (rate_limit_records_max) is {self._edge.limit}. The hit "
                     "was not counted."
                 )
-
-
-def _check(key: str, expiry_s: float, amount: int) -> None:
-    if not isinstance(key, str) or not isinstance(amount, int) or amount < 0:
-        raise ValueError(
-            f"A hit is a whole number from 0 of a text, not {amount!r} of {key!r:.100}."
-        )
-    if not 0 < expiry_s < math.inf:
-        raise ValueError(f"A window is longer than 0 s, not {expiry_s!r:.100} s long.")
 
 
 def _key_records(key: str) -> int:

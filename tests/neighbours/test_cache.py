@@ -357,7 +357,7 @@ def test_counting_is_atomic(make_cache: MakeCache) -> None:
     assert cache.get("count") == 1000 + 8 * 50 * 3 - 8 * 50
 
 
-def test_one_adds(make_cache: MakeCache) -> None:
+def test_of_many_that_add_one_key_one_does(make_cache: MakeCache) -> None:
     """Of many that add the same key at once, one does; the others are told so."""
     cache = make_cache()
     with ThreadPoolExecutor(16) as pool:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from state_server.integrations import options
 from state_server.measures import ValueLimits
+from state_server.objects import expiry
 from state_server.objects.cache import (
     DIGITS_MAX,
     ENTRY_BYTES,
@@ -105,7 +107,7 @@ def test_add_stores_once() -> None:
     assert region.get("key") == b"3"
 
 
-def test_deleting() -> None:
+def test_delete_tells_whether_there_was_a_value() -> None:
     """``delete`` says whether there was a value; what had ended was none."""
     region = Region()
     region.set_many({"a": b"1", "b": b"2", "c": b"3"}, timeout_s=10)
@@ -124,7 +126,7 @@ def test_clear_by_prefix() -> None:
     assert region.clear() == 1
 
 
-def test_counting() -> None:
+def test_a_missing_integer_counts_as_nought() -> None:
     """A missing integer counts as 0 and gets the timeout; another keeps its own."""
     region = Region()
     assert region.inc("new", 5, timeout_s=10) == 5
@@ -593,3 +595,11 @@ def test_lease_that_the_region_has_no_room_for() -> None:
     assert state == "lease"
     assert not region.set_leased("k" * 1000, token, 1)  # type: ignore[arg-type]
     assert region.has("there")
+
+
+def test_what_the_web_side_leaves_of_a_key_is_taken() -> None:
+    """A key of any length has a form that a region takes; both ends know one limit."""
+    for key in ("k" * 100_000, "\N{SNOWMAN}" * 4096, "k" * options.KEY_BYTES_MAX):
+        bounded = options.bounded_key(key, "p" * options.PREFIX_BYTES_MAX)
+        assert Region().set(bounded, 1)
+    assert options.KEY_BYTES_MAX == expiry.KEY_BYTES_MAX

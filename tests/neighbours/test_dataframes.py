@@ -6,7 +6,6 @@ import datetime
 import decimal
 import functools
 import pickle
-import random
 import subprocess
 import sys
 import warnings
@@ -25,6 +24,7 @@ np = pytest.importorskip("numpy", reason="numpy is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 import pandas.testing as tm  # noqa: E402
 
+from ..damage import damaged  # noqa: E402
 from .test_arrays import Call, Unknown, dtype_call, hostile_pickles, python  # noqa: E402
 
 ROWS = 6
@@ -857,7 +857,6 @@ def test_a_frequency_that_is_slow_to_check_is_left_away() -> None:
 
 def test_damaged_pickles_raise_only_our_errors() -> None:
     """Valid pickles with bytes changed, removed or mixed give values or our errors."""
-    source = random.Random(11)
     whole = [
         *DATAFRAMES.values(),
         *INDEXES.values(),
@@ -867,20 +866,9 @@ def test_damaged_pickles_raise_only_our_errors() -> None:
     data_of = [data for data in map(codec.encode, whole) if len(data) < 3_000]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(20_000):
-            data = bytearray(source.choice(data_of))
-            for _ in range(source.randint(1, 3)):
-                place = source.randrange(len(data))
-                kind = source.randrange(3)
-                if kind == 0:
-                    data[place] = source.randrange(256)
-                elif kind == 1:
-                    del data[place : place + source.randint(1, 4)]
-                else:
-                    other = source.choice(data_of)
-                    data[place:place] = other[source.randrange(len(other)) :][:40]
+        for data in damaged(data_of, 20_000, seed=11):
             try:
-                codec.encode(codec.decode(bytes(data)))
+                codec.encode(codec.decode(data))
             except (NotAllowed, TooLarge):
                 continue
 

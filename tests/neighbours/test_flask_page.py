@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from state_server import settings
-from state_server.integrations import flask as extension
+from state_server.integrations import app_config
 
 from ..conftest import StartManager
 from ..processes import ROOT
@@ -273,9 +273,9 @@ def test_code_is_python(page: Path) -> None:
 
 def test_table_of_the_configuration_is_complete() -> None:
     """Each key that the extension reads is in a table, and every key named is read."""
-    source = Path(extension.__file__ or "").read_text()
+    source = Path(app_config.__file__ or "").read_text()
     read = {f"STATE_SERVER_{name}" for name in re.findall(r'read\("(\w+)"', source)}
-    read |= set(extension.SESSION_KEYS.values())
+    read |= set(app_config.SESSION_KEYS.values())
     in_tables = set(re.findall(r"^\| `(STATE_SERVER_\w+)`", FLASK_PAGE, re.MULTILINE))
     assert len(read) > 10
     assert in_tables == read

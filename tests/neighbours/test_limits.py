@@ -88,7 +88,7 @@ def test_many_processes_never_exceed_the_limit(
 # Addresses and options ---------------------------------------------------------------
 
 
-def test_addresses(
+def test_every_form_of_address_finds_its_manager(
     manager: ManagerProcess,
     start_manager: StartManager,
     monkeypatch: pytest.MonkeyPatch,

@@ -593,7 +593,7 @@ def change_a() -> None:
     session["a"] = "mine"
 
 
-def test_rule_last(make_app: MakeApp) -> None:
+def test_with_the_rule_last_the_later_request_decides(make_app: MakeApp) -> None:
     """The request that ends last decides about the whole session."""
     app = make_app(STATE_SERVER_SESSION_CONFLICT="last")
     client, response = overlap(app, change_a, "/set/c/other")
@@ -601,7 +601,9 @@ def test_rule_last(make_app: MakeApp) -> None:
     assert everything(client) == {"a": "mine", "b": "1"}
 
 
-def test_rule_error(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_the_rule_error_a_contested_key_is_a_409(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
     """A contested key is answered with 409, and the session stays as it was."""
     app = make_app(STATE_SERVER_SESSION_CONFLICT="error")
     client, response = overlap(app, change_a, "/set/a/other")
@@ -1510,7 +1512,9 @@ def test_sessions_without_a_disk(tmp_path: Path) -> None:
         manager.stop()
 
 
-def test_log_levels(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_ordinary_day_of_a_session_is_not_logged(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
     """An ordinary day of a session writes no line."""
     caplog.set_level(logging.INFO)
     client = make_app().test_client()

@@ -239,7 +239,7 @@ def test_bound_but_empty_session_stays(shard: SessionShard) -> None:
     assert names(shard, "ann") == ["s"]
 
 
-def test_expiry(shard: SessionShard, clock: Clock) -> None:
+def test_what_has_expired_is_not_there(shard: SessionShard, clock: Clock) -> None:
     """What has expired is read, saved, renewed, listed and counted no more."""
     begin(shard, "s", {"a": b"1"}, user="ann")
     clock.time += LIFETIME_S - 1

@@ -1,0 +1,178 @@
+"""The data folder of a manager: private, in use by one process, its files whole.
+
+Who may enter it, who holds it, and how its small files are written. What stands in them
+is told elsewhere: keys and address in ``settings``, the state in ``store``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+
+from .errors import ConfigError
+
+#: The file of the state, and that of the hash seed, which journals are replayed under.
+STATE_FILE = "state.db"
+HASH_SEED_FILE = "hashseed"
+
+#: The exit code of a command that found the folder in use by another manager.
+EXIT_LOCKED = 3
+
+
+# Who may enter -----------------------------------------------------------------------
+
+
+def make_private_folder(path: Path) -> None:
+    """Make ``path`` a folder that only its owner can enter.
+
+    An empty folder of ours is made private. Raises ``ConfigError`` when others may
+    enter a folder that holds something already: it may have been read.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sys.platform != "win32" and not any(path.iterdir()):
+            path.chmod(0o700)
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(f"The data folder {path} cannot be made: {error}.") from error
+    if sys.platform != "win32" and mode & 0o077:
+        raise ConfigError(
+            f"The data folder {path} can be entered by others (mode {mode:04o}); "
+            f"it holds the key and the state. Run: chmod 700 {path}"
+        )
+
+
+# Who holds it ------------------------------------------------------------------------
+
+
+class DataDirLocked(ConfigError):
+    """Another manager, which is alive, uses the data folder."""
+
+
+class DataDirLock:
+    """The lock of a data folder, held by a living process and by nothing else."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Take the lock; raise ``DataDirLocked`` when another process holds it."""
+        path = data_dir / "manager.lock"
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
+        try:
+            _lock_exclusively(self._descriptor)
+        except OSError:
+            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            raise DataDirLocked(
+                f"The data folder {data_dir} is in use by another manager "
+                f"(process {holder or 'unknown'}). Stop it, or use another --data-dir."
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Give the lock back. The file stays: deleting it would let two hold it."""
+        os.close(self._descriptor)
+
+
+def data_dir_is_locked(data_dir: Path) -> bool:
+    """Tell whether a living manager uses the data folder."""
+    return lock_holder(data_dir) is not None
+
+
+def lock_holder(data_dir: Path) -> int | None:
+    """Return the process id of the living manager of a data folder; 0 if unknown."""
+    try:
+        descriptor = os.open(data_dir / "manager.lock", os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        _lock_exclusively(descriptor)
+    except OSError:
+        text = os.read(descriptor, 32)
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock_exclusively(descriptor: int) -> None:
+    """Lock a file without waiting; raise ``OSError`` when somebody else has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        # flock, not lockf: it belongs to the open file, so closing another
+        # descriptor of the same file does not lose it.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# Its files ---------------------------------------------------------------------------
+
+
+def make_key_file(path: Path) -> bytes:
+    """Write a new random key to ``path``, readable by its owner only; return it."""
+    key = secrets.token_hex(32).encode()
+    try:
+        write_whole(path, key, only_new=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"The key file {path} cannot be written: {error}.") from error
+    return key
+
+
+def write_whole(path: Path, content: bytes, *, only_new: bool = False) -> None:
+    """Write a private file so that a crash leaves it whole or not there at all.
+
+    ``only_new``: raise ``FileExistsError`` when there is something already.
+    """
+    fresh = path.with_name(f"{path.name}.new-{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if only_new and hasattr(os, "link"):
+        try:
+            os.link(fresh, path)
+        finally:
+            fresh.unlink()
+    else:
+        fresh.replace(path)
+    sync(path.parent)
+
+
+def hash_seed(data_dir: Path) -> int:
+    """Return the hash seed of a data folder; it is drawn once and kept."""
+    path = data_dir / HASH_SEED_FILE
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        seed = secrets.randbelow(2**32)
+        write_whole(path, f"{seed}\n".encode())
+        return seed
+    except ValueError as error:
+        raise ConfigError(f"The hash seed in {path} is not a number.") from error
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder on disk before this returns.
+
+    Nothing for a folder on Windows, which has no such thing.
+    """
+    is_folder = path.is_dir()
+    if is_folder and sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,128 @@
+"""The data folder: who may enter it, and how its small files are written."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from state_server import data_folder
+from state_server.data_folder import make_key_file, make_private_folder, write_whole
+from state_server.errors import ConfigError
+
+# Who may enter -----------------------------------------------------------------------
+
+
+def mode_of(path: Path) -> int:
+    """Return who may do what with ``path``."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+needs_modes = pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
+
+
+@needs_modes
+def test_new_folder_is_private(tmp_path: Path) -> None:
+    """The data folder is made with all above it, and only its owner can enter."""
+    mask = os.umask(0)
+    try:
+        make_private_folder(tmp_path / "a" / "b")
+    finally:
+        os.umask(mask)
+
+    assert mode_of(tmp_path / "a" / "b") == 0o700
+
+
+@needs_modes
+def test_empty_folder_is_made_private(tmp_path: Path) -> None:
+    """A folder that was made for us by hand holds nothing yet: it is closed."""
+    (tmp_path / "var").mkdir(mode=0o755)
+    make_private_folder(tmp_path / "var")
+
+    assert mode_of(tmp_path / "var") == 0o700
+
+
+@needs_modes
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o770, 0o777])
+def test_open_folder_that_holds_something_is_refused(tmp_path: Path, mode: int) -> None:
+    """What is in it may have been read: nothing is changed, the remedy is told."""
+    folder = tmp_path / "var"
+    folder.mkdir()
+    (folder / "authkey").write_bytes(b"k")
+    folder.chmod(mode)
+
+    with pytest.raises(ConfigError, match=rf"mode {mode:04o}.*Run: chmod 700 {folder}"):
+        make_private_folder(folder)
+    assert mode_of(folder) == mode
+
+
+@needs_modes
+def test_private_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A folder that only its owner can enter is used, with all that is in it."""
+    folder = tmp_path / "var"
+    folder.mkdir(mode=0o700)
+    (folder / "authkey").write_bytes(b"k")
+    make_private_folder(folder)
+
+    assert (folder / "authkey").read_bytes() == b"k"
+
+
+def test_file_in_place_of_the_folder_is_a_config_error(tmp_path: Path) -> None:
+    """What cannot be made a folder is named with the system's reason."""
+    (tmp_path / "var").write_text("a file")
+
+    for path in (tmp_path / "var", tmp_path / "var" / "below"):
+        with pytest.raises(ConfigError, match="cannot be made"):
+            make_private_folder(path)
+
+
+# Its files ---------------------------------------------------------------------------
+
+
+def test_new_key_file_is_private_and_random(tmp_path: Path) -> None:
+    """Only its owner can read it, whatever the umask; no two keys are the same."""
+    mask = os.umask(0)
+    try:
+        keys = [make_key_file(tmp_path / name) for name in ("one", "two")]
+    finally:
+        os.umask(mask)
+
+    assert keys[0] != keys[1]
+    assert min(map(len, keys)) >= 64
+    assert (tmp_path / "one").read_bytes() == keys[0]
+    if sys.platform != "win32":
+        assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o600
+
+
+def test_existing_key_file_is_never_overwritten(tmp_path: Path) -> None:
+    """A key that is there stays; links are not followed to another file."""
+    (tmp_path / "key").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("key", "link"):
+        with pytest.raises(FileExistsError):
+            make_key_file(tmp_path / name)
+
+    assert (tmp_path / "key").read_bytes() == b"old"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_is_no_obstacle_where_it_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows opens no folder as a file: a file is written whole there all the same."""
+    real_open = os.open
+
+    def open_as_windows_does(path: Path, flags: int, mode: int = 0o777) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(data_folder.sys, "platform", "win32")
+    monkeypatch.setattr(data_folder.os, "open", open_as_windows_does)
+    write_whole(tmp_path / "address", b"tcp://h:1\n")
+    data_folder.sync(tmp_path / "address")
+
+    assert (tmp_path / "address").read_bytes() == b"tcp://h:1\n"
