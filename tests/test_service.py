@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -149,3 +151,79 @@ def test_a_signal_that_wakes_nobody_is_heard_all_the_same(tmp_path: Path) -> Non
         timeout=30,
     )
     assert done.stdout.split() == ["waiting", "stopped"], done
+
+
+FORKING = """
+import os, time
+from multiprocessing import get_context
+from state_server import share
+
+
+def linger(pipe):
+    pipe.send("up")
+    time.sleep(60)
+
+
+@share
+class Forker:
+    def __init__(self):
+        self.last = 0
+
+    def fork(self):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        return child
+
+    def next(self, seconds):
+        self.last += 1
+        time.sleep(seconds)
+        return self.last
+
+    def terminate(self):
+        ours, theirs = get_context("fork").Pipe()
+        child = get_context("fork").Process(target=linger, args=(theirs,))
+        child.start()
+        ours.recv()
+        child.terminate()
+        child.join(5)
+        child.kill()
+        child.join()
+        return child.exitcode
+"""
+
+
+def test_a_child_that_a_method_forked_keeps_neither_folder_nor_callers(
+    tmp_path: Path,
+) -> None:
+    """It outlives its manager: the next one starts, and the call is made again."""
+    (tmp_path / "forking.py").write_text(FORKING)
+    manager = ManagerProcess(tmp_path, "--objects", "forking").start()
+    results: list[int] = []
+    with manager.client(timeout=20) as client:
+        child = client.get("Forker", "parent").fork()
+        try:
+            forker = client.get("Forker")
+            thread = threading.Thread(target=lambda: results.append(forker.next(1.0)))
+            thread.start()
+            wait_until(lambda: client.status()["pending"] == 1)
+            manager.kill()
+            manager.start()
+            thread.join(20)
+        finally:
+            os.kill(child, signal.SIGKILL)
+    manager.stop()
+    assert results == [1]
+
+
+def test_a_child_that_a_method_forked_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """SIGTERM ends it as it ends any process: it has no manager to stop."""
+    (tmp_path / "forking.py").write_text(FORKING)
+    manager = ManagerProcess(tmp_path, "--objects", "forking").start()
+    with manager.client(timeout=20) as client:
+        forker = client.get("Forker")
+        exit_code = forker.terminate()
+        assert forker.next(0) == 1
+    manager.stop()
+    assert exit_code == -signal.SIGTERM
