@@ -180,7 +180,11 @@ class JournalKeeper:
 
     def first(self) -> Change | None:
         """Return the image of an object that was built and is not on disk yet."""
-        return None if self._saved else self._written(self._newborn)
+        if self._saved:
+            return None
+        # The next call loads it: a replay does not start from the one that was built.
+        self.instance = None
+        return self._written(self._newborn)
 
     def _written(self, fresh: bytes) -> Change:
         self._saved = True

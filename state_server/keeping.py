@@ -133,7 +133,8 @@ class StateKeeper:
         self._generation = 0
         self._saved = False
         self._warned = False
-        self._checked = False
+        #: Classes of values that were found to load; none before the first image was.
+        self._checked: frozenset[type] | None = None
         self.instance: Any = None
 
     def bring(self) -> None:
@@ -165,7 +166,8 @@ class StateKeeper:
         """Return the new image, if the state is another than before."""
         if readonly and self._saved and not self._limits.development:
             return None
-        fresh = image.dump(self.instance, self._shared.transient)
+        classes: set[type] = set()
+        fresh = image.dump(self.instance, self._shared.transient, classes)
         same = fresh == self._image
         if readonly and not same:
             raise Refused(
@@ -175,8 +177,10 @@ class StateKeeper:
         if same and self._saved:
             return None
         self._check_size(len(fresh))
-        if self._limits.development or not self._checked:
+        checked = self._checked
+        if self._limits.development or checked is None or not classes <= checked:
             self._check_loads(fresh)
+            self._checked = (checked or frozenset()) | classes
         return self._next(fresh)
 
     def first(self) -> Change | None:
@@ -214,7 +218,10 @@ class StateKeeper:
             self._image = b""
 
     def _check_loads(self, fresh: bytes) -> None:
-        """Make sure that an image can be read back: the first one, to be cheap."""
+        """Make sure that an image can be read back.
+
+        The first one, to be cheap, and each that holds a value of a further class.
+        """
         cls = type(self.instance)
         try:
             image.rebuild(fresh, cls, self._shared.transient, None)
@@ -224,7 +231,6 @@ class StateKeeper:
                 f"The state of {'/'.join(self._name)} can be pickled, but not brought "
                 f"back: {type(error).__name__}: {error}. The call was undone."
             ) from error
-        self._checked = True
 
     def _check_size(self, size: int) -> None:
         name = "/".join(self._name)
