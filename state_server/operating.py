@@ -34,7 +34,7 @@ from .errors import ConfigError, StoreError, Unloadable
 from .keeping import loaded
 from .residents import KEY_LENGTH_MAX
 from .service import DataDirLock
-from .settings import make_private_folder
+from .settings import hash_seed, make_private_folder, write_whole
 from .sharing import Catalogue, checked_name
 from .store import (
     SCHEMA_VERSION,
@@ -216,8 +216,9 @@ def dump(data_dir: Path, output: IO[str]) -> int:
     count = 0
     with StoreFile(path) as store:
         _check_schema(store, "Nothing was dumped")
+        seed = hash_seed(data_dir) if _hash_seed(data_dir) else None
         for row in store.rows():
-            output.write(line_of(row) + "\n")
+            output.write(line_of(row, seed) + "\n")
             count += 1
     return count
 
@@ -253,8 +254,13 @@ def load(
     """
     with _locked(data_dir, "Nothing was loaded"):
         store = SqliteStore(data_dir / "state.db")
+        is_seeded = bool(_hash_seed(data_dir))
         try:
-            return store.insert(_rows_of(lines, trust), replace=replace)
+            return store.insert(_rows_of(lines, trust, data_dir), replace=replace)
+        except BaseException:
+            if not is_seeded:
+                (data_dir / "hashseed").unlink(missing_ok=True)
+            raise
         finally:
             store.close()
 
@@ -404,6 +410,22 @@ def _hash_seed(data_dir: Path) -> dict[str, bytes]:
         return {}
 
 
+def _agree_on_hash_seed(data_dir: Path, seed: int) -> None:
+    """See to it that calls that were made under a hash seed are replayed under it.
+
+    Raises ``ValueError`` when the folder has another one: its own journals need that.
+    """
+    if not _hash_seed(data_dir):
+        write_whole(data_dir / "hashseed", f"{seed}\n".encode())
+    elif hash_seed(data_dir) != seed:
+        raise ValueError(
+            "its journalled calls were made under another hash seed than that of "
+            f"{data_dir}, and would be replayed in another order of sets. Stop the "
+            "manager that it comes from with SIGTERM, which writes images in their "
+            "place, and dump again"
+        )
+
+
 def _put_hash_seed(data_dir: Path, seed: bytes, kept: Path | None) -> None:
     """Put a seed in its place; the old one goes with the state that is kept aside."""
     path = data_dir / "hashseed"
@@ -454,8 +476,11 @@ def _check_objects(store: StoreFile, shared: Catalogue, report: Report) -> None:
 # Lines -------------------------------------------------------------------------------
 
 
-def line_of(row: StoredRow) -> str:
-    """Return an object as one line of JSON."""
+def line_of(row: StoredRow, seed: int | None = None) -> str:
+    """Return an object as one line of JSON.
+
+    ``seed``: the hash seed under which its journalled calls were made, if known.
+    """
     class_name, key = row.name
     fields: dict[str, Any] = {
         "class": class_name,
@@ -469,6 +494,8 @@ def line_of(row: StoredRow) -> str:
             {"generation": generation, "method": _method(entry), "$entry": _text(entry)}
             for generation, entry in row.entries
         ]
+        if seed is not None:
+            fields["hash_seed"] = seed
     return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
@@ -510,7 +537,7 @@ def _method(entry: bytes) -> str:
         return "?"
 
 
-def _rows_of(lines: Iterable[str], trust: bool) -> Iterator[StoredRow]:
+def _rows_of(lines: Iterable[str], trust: bool, data_dir: Path) -> Iterator[StoredRow]:
     """Give the objects of a dump; raise ``ConfigError`` naming a line's fault."""
     reader = _Reader(trust)
     first_lines: dict[tuple[str, str], int] = {}
@@ -518,7 +545,10 @@ def _rows_of(lines: Iterable[str], trust: bool) -> Iterator[StoredRow]:
         if not line.strip():
             continue
         try:
-            row = _row_of(json.loads(line), reader)
+            fields = json.loads(line)
+            row = _row_of(fields, reader)
+            if row.entries and "hash_seed" in fields:
+                _agree_on_hash_seed(data_dir, _number(fields, "hash_seed", 0))
         except _Untrusted as error:
             raise ConfigError(
                 f"Nothing was loaded: line {number} has {error}, which runs code when "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -1017,6 +1018,28 @@ def test_journalled_calls_are_dumped_too(tmp_path: Path) -> None:
         operating.load(tmp_path / "var", [line])
     operating.load(tmp_path / "var", [line], trust=True)
     assert rows_of(tmp_path / "var" / "state.db") == [diary]
+
+
+def test_journalled_calls_are_loaded_under_their_hash_seed_or_not_at_all(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A folder takes the seed with its first ones, and refuses those of another."""
+    calls = ((4, _entry("write", "dear")),)
+    put(data_dir, row(Diary(), "Diary/default")._replace(entries=calls))
+    (data_dir / "hashseed").write_text("42\n")
+    output = io.StringIO()
+    operating.dump(data_dir, output)
+    lines = output.getvalue().splitlines()
+    fresh = tmp_path / "fresh"
+    with pytest.raises(ConfigError, match="line 3 does not fit"):
+        operating.load(fresh, [*lines, "{}"], trust=True)
+    assert not (fresh / "hashseed").exists()
+    assert operating.load(fresh, lines, trust=True).added == len(lines)
+    assert (fresh / "hashseed").read_text() == "42\n"
+    (fresh / "hashseed").write_text("43\n")
+    with pytest.raises(ConfigError, match=r"Nothing was loaded.*another hash seed"):
+        operating.load(fresh, lines, replace=True, trust=True)
+    assert (fresh / "hashseed").read_text() == "43\n"
 
 
 def test_a_dump_needs_no_classes(tmp_path: Path) -> None:
