@@ -105,6 +105,7 @@ class StateKeeper:
 
     __slots__ = (
         "_checked",
+        "_class",
         "_committer",
         "_generation",
         "_image",
@@ -130,6 +131,7 @@ class StateKeeper:
         self._committer = committer
         self._limits = limits
         self._image = b""
+        self._class: type = object
         self._generation = 0
         self._saved = False
         self._warned = False
@@ -142,9 +144,7 @@ class StateKeeper:
         transient = self._shared.transient
         if self._committer is None and self._image and self._shared.cls is not None:
             # Nothing is on disk; the image is all there is of it.
-            self.instance = image.rebuild(
-                self._image, self._shared.cls, transient, None
-            )
+            self.instance = image.rebuild(self._image, self._class, transient, None)
             return
         stored = None if self._committer is None else self._committer.load(self._name)
         if stored is None:
@@ -157,6 +157,7 @@ class StateKeeper:
         # A new version of the class is written with the next change, not at once:
         # loading must stay cheap.
         self._saved = stored is not None
+        self._class = type(instance)
         self.instance = instance
 
     def begin(self, call: Call, *, readonly: bool) -> None:
@@ -166,6 +167,7 @@ class StateKeeper:
         """Return the new image, if the state is another than before."""
         if readonly and self._saved and not self._limits.development:
             return None
+        check_class(self._name, self.instance, self._class)
         classes: set[type] = set()
         fresh = image.dump(self.instance, self._shared.transient, classes)
         same = fresh == self._image
@@ -199,14 +201,13 @@ class StateKeeper:
         """Put the object back, as a new instance, if it is not what it was."""
         if self.instance is None or (readonly and not self._limits.development):
             return
+        transient = self._shared.transient
         try:
-            same = image.dump(self.instance, self._shared.transient) == self._image
+            same = image.dump(self.instance, transient) == self._image
         except Unkeepable:
             same = False
-        if not same:
-            cls = type(self.instance)
-            transient = self._shared.transient
-            self.instance = image.rebuild(self._image, cls, transient, None)
+        if not same or type(self.instance) is not self._class:
+            self.instance = image.rebuild(self._image, self._class, transient, None)
             # Of the new instance: it may be dumped in other bytes than the former one,
             # and would be taken for changed, and written, at the next call.
             self._image = image.dump(self.instance, transient)
@@ -249,6 +250,20 @@ class StateKeeper:
                 name,
                 size,
             )
+
+
+def check_class(name: ObjectName, instance: Any, cls: type) -> None:
+    """Raise ``Unkeepable`` when a method has made its object one of another class.
+
+    The class is no part of what is kept: it would be the former one again after the
+    next load.
+    """
+    if type(instance) is not cls:
+        raise Unkeepable(
+            f"{'/'.join(name)} has become a {type(instance).__qualname__} (__class__); "
+            f"an object is kept as the {cls.__qualname__} that it was built as. The "
+            "call was undone. Keep what it has become in an attribute."
+        )
 
 
 def loaded(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:

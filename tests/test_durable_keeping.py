@@ -121,6 +121,54 @@ def test_a_value_that_cannot_be_brought_back_is_found_before_it_is_on_disk() -> 
         assert desk.ask("Meter.note", False) == 3
 
 
+class _Door:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def open(self) -> None:
+        """Become another, as the state pattern has it."""
+        self.__class__ = _OpenDoor  # type: ignore[assignment]
+
+    def slam(self) -> None:
+        """Become another, and raise."""
+        self.__class__ = _OpenDoor  # type: ignore[assignment]
+        raise ValueError("slammed")
+
+    def kind(self) -> str:
+        """Say what it is."""
+        self.count += 1
+        return type(self).__name__
+
+
+class _OpenDoor(_Door):
+    pass
+
+
+@pytest.mark.parametrize("durable", ["state", "journal"])
+def test_an_object_that_becomes_another_is_put_back(
+    tmp_path: Path, durable: str
+) -> None:
+    """Its class is not kept: the next manager would not have what callers saw."""
+    shared = Catalogue()
+    shared.add(describe_class(_Door, durable=durable))
+    store = SqliteStore(tmp_path / "state.db")
+    host = Host(shared, store.epoch + bytes(8), store=store)
+    host.start()
+    answers = []
+    try:
+        for method in ("kind", "open", "kind", "slam", "kind"):
+            connection = FakeConnection()
+            turn = host.submit(make_call(f"_Door.{method}"), connection)
+            assert turn is not None
+            host.run(turn)
+            answers.append(connection.wait())
+    finally:
+        host.stop()
+    assert answers[::2] == ["_Door"] * 3
+    assert code_of(answers[1]) == "Unkeepable"
+    assert "_OpenDoor" in answers[1].text
+
+
 class _State(NamedTuple):
     count: int
     table: dict[str, int]
