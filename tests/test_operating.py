@@ -19,6 +19,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from time import time as now_s
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
@@ -637,6 +638,23 @@ def test_a_good_state_has_no_problem(data_dir: Path) -> None:
     assert (report.objects, report.loaded, report.migrations) == (1, 1, 0)
     assert (data_dir / "state.db").read_bytes() == before
     assert report.lines()[-1] == "no problem"
+
+
+def test_a_state_on_a_read_only_file_system_is_read(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that is mounted read-only: no file is made beside the state."""
+    status = os.statvfs(data_dir)
+    fixed = SimpleNamespace(f_flag=status.f_flag | os.ST_RDONLY)
+    names = {path.name for path in data_dir.iterdir()}
+    with StoreFile(data_dir / "state.db"):
+        assert {path.name for path in data_dir.iterdir()} > names
+    for ending in ("-wal", "-shm"):
+        (data_dir / f"state.db{ending}").unlink()
+    monkeypatch.setattr(os, "statvfs", lambda _: fixed)
+    with StoreFile(data_dir / "state.db") as store:
+        assert store.count("objects") == 1
+        assert {path.name for path in data_dir.iterdir()} == names
 
 
 def test_a_class_that_is_not_given_is_told_and_counted(data_dir: Path) -> None:
