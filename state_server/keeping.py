@@ -274,6 +274,13 @@ def loaded(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
     shown, cls = "/".join(name), shared.cls
     if cls is None:
         raise Unloadable(f"{shown} is stored, but its class is not known yet.")
+    if stored.entries and shared.durable != "journal":
+        raise Unloadable(
+            f"{shown} is stored with {len(stored.entries)} journalled calls, and its "
+            'class is not shared with durable="journal" any more. Start the manager '
+            "once with that, call the object, and stop it with SIGTERM: it writes an "
+            "image, which needs no journal."
+        )
     migrate = None
     if stored.version > shared.version:
         raise Unloadable(

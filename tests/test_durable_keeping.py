@@ -736,3 +736,32 @@ def test_a_journal_begins_with_the_object_that_its_replay_begins_with(
         # Not stop(), which would write an image: the next one replays the calls.
         assert host._committer is not None
         host._committer.stop()
+
+
+def test_journalled_calls_are_not_left_out_when_a_class_gives_its_journal_up(
+    tmp_path: Path,
+) -> None:
+    """Numbers that only the journal has would be given again: refused by name.
+
+    The class with its journal again goes on where it was.
+    """
+    answers = []
+    for durable in ("journal", "state", "journal"):
+        shared = Catalogue()
+        shared.add(describe_class(Count, durable=durable))
+        store = SqliteStore(tmp_path / "state.db")
+        host = Host(shared, store.epoch + bytes(8), store=store)
+        host.start()
+        for _ in range(2):
+            connection = FakeConnection()
+            turn = host.submit(make_call("Count.add"), connection)
+            assert turn is not None
+            host.run(turn)
+            answers.append(connection.wait())
+        # Not stop(), which would write an image.
+        assert host._committer is not None
+        host._committer.stop()
+    assert answers[:2] + answers[4:] == [1, 2, 3, 4]
+    for failure in answers[2:4]:
+        assert code_of(failure) == "Unloadable"
+        assert "Count/default is stored with 1 journalled calls" in failure.text
