@@ -419,7 +419,14 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
 def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:
     """Say which stored objects nobody can call: their class may have been renamed."""
     for name in store.class_names():
-        if shared.get(name) is None:
+        record = shared.get(name)
+        if record is not None and not record.durable:
+            log.warning(
+                "There are stored objects of %r, which is shared with durable=False "
+                "now: they are left alone, and its objects begin anew.",
+                name,
+            )
+        elif record is None:
             log.warning(
                 "There are stored objects of %r, which no class is shared as. If the "
                 "class was renamed, share it with aliases=(%r,).",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from state_server.service import lock_holder
 
+from .conftest import StartManager
 from .processes import ROOT, ManagerProcess, wait_until
 
 TALKATIVE = """
@@ -113,6 +114,25 @@ def test_a_class_that_nobody_shares_any_more_is_told_at_the_start(
     manager.stop()
     assert "stored objects of 'Talker', which no class is shared as" in manager.log
     assert "aliases=('Talker',)" in manager.log
+
+
+def test_a_class_that_is_not_kept_any_more_is_told_at_the_start(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """Who switched durable off learns why the numbers begin at 1."""
+    (tmp_path / "kept.py").write_text(TALKATIVE)
+    (tmp_path / "lost.py").write_text(
+        TALKATIVE.replace("@share", "@share(durable=False)")
+    )
+    manager = start_manager("--objects", "kept", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    with manager.client() as client:
+        client.get("Talker").talk()
+    manager.stop()
+    assert "durable=False" not in manager.log
+    manager.options = ("--objects", "lost")
+    manager.start()
+    manager.stop()
+    assert "'Talker', which is shared with durable=False now" in manager.log
 
 
 ELSEWHERE = """
