@@ -10,6 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from state_server.errors import Overloaded
 from state_server.service import lock_holder
 
 from .conftest import StartManager
@@ -94,6 +97,26 @@ def test_stop_says_so_when_calls_still_run(tmp_path: Path) -> None:
     assert done.returncode == 1, done
     assert "still ends its running calls" in done.stderr
     manager.stop()
+
+
+def test_the_operator_is_let_in_where_no_more_connections_are_remembered(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """Who wants to see why a manager is full, or to stop it, must reach it."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    path = f"{tmp_path}:{ROOT}"
+    options = ("--objects", "talkative", "--lanes-max", "2")
+    manager = start_manager(*options, PYTHONPATH=path)
+    clients = [manager.client(timeout=1) for _ in range(3)]
+    for client in clients[:2]:
+        assert client.get("Talker").talk() == 1
+    with pytest.raises(Overloaded, match="lanes_max"):
+        clients[2].get("Talker").talk()
+    done = command(manager, "stop", "--data-dir", str(manager.data_dir))
+    for client in clients:
+        client.close()
+    assert done.returncode == 0, done
+    assert "has stopped" in done.stdout
 
 
 def test_a_class_that_nobody_shares_any_more_is_told_at_the_start(
