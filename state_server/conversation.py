@@ -151,7 +151,9 @@ class Conversation:
             manners.admin_key, b"admin", nonces, hello.admin_proof
         )
         try:
-            self.replaced = manners.host.attach(hello.lane, self._destination)
+            self.replaced = manners.host.attach(
+                hello.lane, self._destination, is_admin=self.is_admin
+            )
         except StateServerError as error:
             body = failures.pack(failures.refusal(error))
             return Answer(wire.pack_reply(0, True, body), close=True)

@@ -36,8 +36,11 @@ _SHOWN_MAX = 500
 # Lines -------------------------------------------------------------------------------
 
 
-def line_of(row: StoredRow) -> str:
-    """Return an object as one line of JSON."""
+def line_of(row: StoredRow, seed: int | None = None) -> str:
+    """Return an object as one line of JSON.
+
+    ``seed``: the hash seed under which its journalled calls were made, if known.
+    """
     class_name, key = row.name
     fields: dict[str, Any] = {
         "class": class_name,
@@ -55,6 +58,8 @@ def line_of(row: StoredRow) -> str:
             }
             for generation, entry in row.entries
         ]
+        if seed is not None:
+            fields["hash_seed"] = seed
     return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
@@ -96,15 +101,24 @@ def _method(entry: bytes) -> str:
         return "?"
 
 
-def rows_of(lines: Iterable[str], trust: bool) -> Iterator[StoredRow]:
-    """Give the objects of a dump; raise ``ConfigError`` naming a line's fault."""
+def rows_of(
+    lines: Iterable[str], trust: bool, agree_on_hash_seed: Callable[[int], None]
+) -> Iterator[StoredRow]:
+    """Give the objects of a dump; raise ``ConfigError`` naming a line's fault.
+
+    ``agree_on_hash_seed`` raises ``ValueError`` for a seed under which journalled calls
+    could not be made again.
+    """
     reader = Reader(trust)
     first_lines: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = _row_of(json.loads(line), reader)
+            fields = json.loads(line)
+            row = _row_of(fields, reader)
+            if row.entries and "hash_seed" in fields:
+                agree_on_hash_seed(_number(fields, "hash_seed", 0))
         except Untrusted as error:
             raise ConfigError(
                 f"Nothing was loaded: line {number} has {error}, which runs code when "

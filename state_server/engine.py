@@ -177,6 +177,16 @@ class Engine:
             if self._reserve is not None:
                 os.close(self._reserve)
 
+    def forget_parent(self) -> None:
+        """Close the copies of the sockets, in a child that a method has forked.
+
+        Without a word to the poller, which is the parent's as well.
+        """
+        for listener in self._listeners.values():
+            listener.close()
+        for connection in self._connections.values():
+            connection.socket.close()
+
     def wake(self) -> None:
         """Make the leader look at its queues; any thread may call this."""
         try:

@@ -179,13 +179,16 @@ class Host:
 
     # Connections ---------------------------------------------------------------------
 
-    def attach(self, lane: Lane, destination: Destination) -> Destination | None:
+    def attach(
+        self, lane: Lane, destination: Destination, *, is_admin: bool = False
+    ) -> Destination | None:
         """Bind ``lane`` to a connection; return the connection that it replaces.
 
-        Raises ``Unanswered`` for a lane that may have been forgotten, ``Overloaded``
-        when no further lane can be remembered, ``Stale`` when it is another session's.
+        ``is_admin``: it is the operator's, who is let in at a limit as well. Raises
+        ``Unanswered`` for a lane that may have been forgotten, ``Overloaded`` when no
+        further lane can be remembered, ``Stale`` when it is another session's.
         """
-        return self._lanes.attach(lane, destination)
+        return self._lanes.attach(lane, destination, is_admin=is_admin)
 
     def detach(
         self, lane: Lane | None, destination: Destination, *, finished: bool

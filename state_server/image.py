@@ -63,22 +63,29 @@ class _ImagePickler(pickle.Pickler):
     """Pickles parts; where the object itself appears in them, it says so."""
 
     root: Any = None
+    classes: set[type]
 
     def reducer_override(self, value: object) -> Any:
         """Name the object itself; leave everything else to pickle."""
-        return (_itself, ()) if value is self.root else NotImplemented
+        if value is self.root:
+            return _itself, ()
+        self.classes.add(type(value))
+        return NotImplemented
 
 
-def dump(instance: Any, transient: Transient) -> bytes:
+def dump(
+    instance: Any, transient: Transient, classes: set[type] | None = None
+) -> bytes:
     """Return the image of an object.
 
+    ``classes`` is given those of the values in it that pickle does not make by itself.
     Raises ``Unkeepable`` naming the attribute that cannot be pickled.
     """
     parts = None
     try:
         parts = _taken_apart(instance, transient)
         # Two pickles in a row: the empty object must exist before its state is read.
-        return _pickled(instance, parts[:2], parts[2:])
+        return _pickled(instance, parts[:2], parts[2:], classes=classes)
     except Unkeepable:
         raise
     except Exception as error:
@@ -86,11 +93,12 @@ def dump(instance: Any, transient: Transient) -> bytes:
         raise Unkeepable(_why(instance, state, error)) from error
 
 
-def _pickled(root: Any, *values: Any) -> bytes:
+def _pickled(root: Any, *values: Any, classes: set[type] | None = None) -> bytes:
     """Return the pickles of ``values``, one after the other."""
     file = io.BytesIO()
     pickler = _ImagePickler(file, _PROTOCOL)
     pickler.root = root
+    pickler.classes = set() if classes is None else classes
     for value in values:
         pickler.dump(value)
     return file.getvalue()
@@ -246,9 +254,12 @@ def _taken_apart(instance: Any, transient: Transient) -> Parts:
 
 def _without(state: Any, transient: Transient) -> Any:
     """Return ``state`` less the transient attributes; never the live ``__dict__``."""
+    if not transient:
+        # A state of the class's own may look like one of slots: a named tuple of two.
+        return state
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
         return tuple(_without(part, transient) for part in state)
-    if isinstance(state, dict) and transient:
+    if isinstance(state, dict):
         return {name: state[name] for name in state if name not in transient}
     return state
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from . import bodies, codec, image
 from .commits import Change, Committer, ObjectName, Stored
 from .errors import Unloadable
-from .keeping import loaded
+from .keeping import check_class, loaded
 from .messages import Call
 from .sharing import SharedClass
 
@@ -91,6 +91,7 @@ class JournalKeeper:
 
     __slots__ = (
         "_arguments",
+        "_class",
         "_committer",
         "_entries",
         "_entry_bytes",
@@ -123,6 +124,7 @@ class JournalKeeper:
         self._generation = 0
         self._saved = False
         self._arguments = b""
+        self._class: type = object
         #: The image of an object that is not on disk yet.
         self._newborn = b""
         self.instance: Any = None
@@ -141,11 +143,13 @@ class JournalKeeper:
         stored = self._committer.load(self._name)
         if stored is None:
             self.instance = self._shared.build()
+            self._class = type(self.instance)
             self._newborn = image.dump(self.instance, self._shared.transient)
             self._saved = False
             self._generation = 0
             return
         self.instance = replayed(self._name, self._shared, stored)
+        self._class = type(self.instance)
         self._saved = True
         self._generation = stored.generation + len(stored.entries)
         self._image_bytes = len(stored.image)
@@ -158,6 +162,7 @@ class JournalKeeper:
         arguments, self._arguments = self._arguments, b""
         if self._saved and (readonly or call.method in _LOOKS):
             return None
+        check_class(self._name, self.instance, self._class)
         entry = pack(Entry(self._shared.version, call.method, arguments, tuple(drawn)))
         grown = self._entry_bytes + len(entry)
         if not self._saved or grown > max(self._entry_bytes_max, self._image_bytes):
@@ -182,7 +187,11 @@ class JournalKeeper:
 
     def first(self) -> Change | None:
         """Return the image of an object that was built and is not on disk yet."""
-        return None if self._saved else self._written(self._newborn)
+        if self._saved:
+            return None
+        # The next call loads it: a replay does not start from the one that was built.
+        self.instance = None
+        return self._written(self._newborn)
 
     def _written(self, fresh: bytes) -> Change:
         self._saved = True

@@ -105,6 +105,7 @@ class StateKeeper:
 
     __slots__ = (
         "_checked",
+        "_class",
         "_committer",
         "_generation",
         "_image",
@@ -130,10 +131,12 @@ class StateKeeper:
         self._committer = committer
         self._limits = limits
         self._image = b""
+        self._class: type = object
         self._generation = 0
         self._saved = False
         self._warned = False
-        self._checked = False
+        #: Classes of values that were found to load; none before the first image was.
+        self._checked: frozenset[type] | None = None
         self.instance: Any = None
 
     def bring(self) -> None:
@@ -141,9 +144,7 @@ class StateKeeper:
         transient = self._shared.transient
         if self._committer is None and self._image and self._shared.cls is not None:
             # Nothing is on disk; the image is all there is of it.
-            self.instance = image.rebuild(
-                self._image, self._shared.cls, transient, None
-            )
+            self.instance = image.rebuild(self._image, self._class, transient, None)
             return
         stored = None if self._committer is None else self._committer.load(self._name)
         if stored is None:
@@ -156,6 +157,7 @@ class StateKeeper:
         # A new version of the class is written with the next change, not at once:
         # loading must stay cheap.
         self._saved = stored is not None
+        self._class = type(instance)
         self.instance = instance
 
     def begin(self, call: Call, *, readonly: bool) -> None:
@@ -165,7 +167,9 @@ class StateKeeper:
         """Return the new image, if the state is another than before."""
         if readonly and self._saved and not self._limits.development:
             return None
-        fresh = image.dump(self.instance, self._shared.transient)
+        check_class(self._name, self.instance, self._class)
+        classes: set[type] = set()
+        fresh = image.dump(self.instance, self._shared.transient, classes)
         same = fresh == self._image
         if readonly and not same:
             raise Refused(
@@ -175,8 +179,10 @@ class StateKeeper:
         if same and self._saved:
             return None
         self._check_size(len(fresh))
-        if self._limits.development or not self._checked:
+        checked = self._checked
+        if self._limits.development or checked is None or not classes <= checked:
             self._check_loads(fresh)
+            self._checked = (checked or frozenset()) | classes
         return self._next(fresh)
 
     def first(self) -> Change | None:
@@ -195,14 +201,13 @@ class StateKeeper:
         """Put the object back, as a new instance, if it is not what it was."""
         if self.instance is None or (readonly and not self._limits.development):
             return
+        transient = self._shared.transient
         try:
-            same = image.dump(self.instance, self._shared.transient) == self._image
+            same = image.dump(self.instance, transient) == self._image
         except Unkeepable:
             same = False
-        if not same:
-            cls = type(self.instance)
-            transient = self._shared.transient
-            self.instance = image.rebuild(self._image, cls, transient, None)
+        if not same or type(self.instance) is not self._class:
+            self.instance = image.rebuild(self._image, self._class, transient, None)
             # Of the new instance: it may be dumped in other bytes than the former one,
             # and would be taken for changed, and written, at the next call.
             self._image = image.dump(self.instance, transient)
@@ -214,7 +219,10 @@ class StateKeeper:
             self._image = b""
 
     def _check_loads(self, fresh: bytes) -> None:
-        """Make sure that an image can be read back: the first one, to be cheap."""
+        """Make sure that an image can be read back.
+
+        The first one, to be cheap, and each that holds a value of a further class.
+        """
         cls = type(self.instance)
         try:
             image.rebuild(fresh, cls, self._shared.transient, None)
@@ -224,7 +232,6 @@ class StateKeeper:
                 f"The state of {'/'.join(self._name)} can be pickled, but not brought "
                 f"back: {type(error).__name__}: {error}. The call was undone."
             ) from error
-        self._checked = True
 
     def _check_size(self, size: int) -> None:
         name = "/".join(self._name)
@@ -245,6 +252,20 @@ class StateKeeper:
             )
 
 
+def check_class(name: ObjectName, instance: Any, cls: type) -> None:
+    """Raise ``Unkeepable`` when a method has made its object one of another class.
+
+    The class is no part of what is kept: it would be the former one again after the
+    next load.
+    """
+    if type(instance) is not cls:
+        raise Unkeepable(
+            f"{'/'.join(name)} has become a {type(instance).__qualname__} (__class__); "
+            f"an object is kept as the {cls.__qualname__} that it was built as. The "
+            "call was undone. Keep what it has become in an attribute."
+        )
+
+
 def loaded(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
     """Return the object that is stored, migrated if its class has changed since.
 
@@ -253,6 +274,13 @@ def loaded(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
     shown, cls = "/".join(name), shared.cls
     if cls is None:
         raise Unloadable(f"{shown} is stored, but its class is not known yet.")
+    if stored.entries and shared.durable != "journal":
+        raise Unloadable(
+            f"{shown} is stored with {len(stored.entries)} journalled calls, and its "
+            'class is not shared with durable="journal" any more. Start the manager '
+            "once with that, call the object, and stop it with SIGTERM: it writes an "
+            "image, which needs no journal."
+        )
     migrate = None
     if stored.version > shared.version:
         raise Unloadable(

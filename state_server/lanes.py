@@ -107,11 +107,14 @@ class Lanes:
         counted = sum(memory.counted_bytes for memory in self._lanes.values())
         assert counted == self._bytes, (counted, self._bytes)
 
-    def attach(self, lane: Lane, destination: Destination) -> Destination | None:
+    def attach(
+        self, lane: Lane, destination: Destination, *, is_admin: bool = False
+    ) -> Destination | None:
         """Bind ``lane`` to a connection; return the connection that it replaces.
 
-        Raises ``Unanswered`` for a lane that may have been forgotten, ``Overloaded``
-        when no further lane can be remembered, ``Stale`` when the lane
+        ``is_admin``: it is the operator's, who is let in at a limit as well, to look at
+        it. Raises ``Unanswered`` for a lane that may have been forgotten,
+        ``Overloaded`` when no further lane can be remembered, ``Stale`` when the lane
         belongs to another session.
         """
         with self._lock:
@@ -125,21 +128,25 @@ class Lanes:
             if memory.session != lane.session:
                 raise Stale("The lane belongs to another session.")
             if lane.lane not in self._lanes:
-                if self._edge.reached(len(self._lanes)):
-                    raise Overloaded(
-                        f"{len(self._lanes)} connections are remembered, the limit "
-                        "(lanes_max)."
-                    )
-                if self._bytes_edge.reached(self._bytes):
-                    raise Overloaded(
-                        f"{self._bytes} bytes of replies are remembered, the limit is "
-                        f"{self._limits.lanes_bytes_max} (lanes_bytes_max)."
-                    )
+                if not is_admin:
+                    self._check_room()
                 self._lanes[lane.lane] = memory
                 self._bytes += memory.counted_bytes
             replaced, memory.destination = memory.destination, destination
             self._ended.pop(lane.lane, None)
             return replaced
+
+    def _check_room(self) -> None:
+        """Raise ``Overloaded`` when no further lane can be remembered."""
+        if self._edge.reached(len(self._lanes)):
+            raise Overloaded(
+                f"{len(self._lanes)} connections are remembered, the limit (lanes_max)."
+            )
+        if self._bytes_edge.reached(self._bytes):
+            raise Overloaded(
+                f"{self._bytes} bytes of replies are remembered, the limit is "
+                f"{self._limits.lanes_bytes_max} (lanes_bytes_max)."
+            )
 
     def detach(self, lane: Lane, destination: Destination, *, finished: bool) -> None:
         """Take note that the connection of a lane ended; called under the lock.

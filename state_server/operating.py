@@ -8,6 +8,7 @@ dump are, ``dumps`` tells.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from .data_folder import (
     HASH_SEED_FILE,
     STATE_FILE,
     DataDirLock,
+    hash_seed,
     make_private_folder,
     sync,
     write_whole,
@@ -202,8 +204,9 @@ def dump(data_dir: Path, output: IO[str]) -> int:
     count = 0
     with StoreFile(path) as store:
         _check_schema(store, "Nothing was dumped")
+        seed = hash_seed(data_dir) if _hash_seed(data_dir) else None
         for row in store.rows():
-            output.write(line_of(row) + "\n")
+            output.write(line_of(row, seed) + "\n")
             count += 1
     return count
 
@@ -239,8 +242,14 @@ def load(
     """
     with _locked(data_dir, "Nothing was loaded"):
         store = SqliteStore(data_dir / STATE_FILE)
+        is_seeded = bool(_hash_seed(data_dir))
+        agree = functools.partial(_agree_on_hash_seed, data_dir)
         try:
-            return store.insert(rows_of(lines, trust), replace=replace)
+            return store.insert(rows_of(lines, trust, agree), replace=replace)
+        except BaseException:
+            if not is_seeded:
+                (data_dir / HASH_SEED_FILE).unlink(missing_ok=True)
+            raise
         finally:
             store.close()
 
@@ -388,6 +397,22 @@ def _hash_seed(data_dir: Path) -> dict[str, bytes]:
         return {"hash_seed": (data_dir / HASH_SEED_FILE).read_bytes()}
     except FileNotFoundError:
         return {}
+
+
+def _agree_on_hash_seed(data_dir: Path, seed: int) -> None:
+    """See to it that calls that were made under a hash seed are replayed under it.
+
+    Raises ``ValueError`` when the folder has another one: its own journals need that.
+    """
+    if not _hash_seed(data_dir):
+        write_whole(data_dir / HASH_SEED_FILE, f"{seed}\n".encode())
+    elif hash_seed(data_dir) != seed:
+        raise ValueError(
+            "its journalled calls were made under another hash seed than that of "
+            f"{data_dir}, and would be replayed in another order of sets. Stop the "
+            "manager that it comes from with SIGTERM, which writes images in their "
+            "place, and dump again"
+        )
 
 
 def _put_hash_seed(data_dir: Path, seed: bytes, kept: Path | None) -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -78,6 +79,7 @@ class Service:
         self._host: Host | None = None
         self.address: Address | None = None
         self.key = b""
+        _services.add(self)
 
     def __repr__(self) -> str:
         """Say where it listens and how it is."""
@@ -197,6 +199,19 @@ class Service:
         """Stop the service."""
         self.stop()
 
+    def forget_parent(self) -> None:
+        """Close the copies of lock and sockets, in a child that a method has forked.
+
+        The child may outlive this manager: the lock would keep the next one from
+        starting, and clients would not notice that their connections have ended.
+        """
+        if self._engine is not None:
+            self._engine.forget_parent()
+        if self._listener is not None:
+            self._listener.close()
+        if self._lock is not None:
+            self._lock.release()
+
     def _release(self) -> None:
         """Give everything back, in the opposite order, whatever fails on the way."""
         try:
@@ -261,6 +276,18 @@ class Service:
             **self._host.status(),
             **self._engine.status(),
         }
+
+
+_services: weakref.WeakSet[Service] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for service in list(_services):
+        service.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def main(arguments: list[str], program: str = "start_manager.py") -> int:
@@ -341,7 +368,14 @@ def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
 def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:
     """Say which stored objects nobody can call: their class may have been renamed."""
     for name in store.class_names():
-        if shared.get(name) is None:
+        record = shared.get(name)
+        if record is not None and not record.durable:
+            log.warning(
+                "There are stored objects of %r, which is shared with durable=False "
+                "now: they are left alone, and its objects begin anew.",
+                name,
+            )
+        elif record is None:
             log.warning(
                 "There are stored objects of %r, which no class is shared as. If the "
                 "class was renamed, share it with aliases=(%r,).",
@@ -391,9 +425,15 @@ def stop_on_signals(
     handlers back.
     """
     asked = False
+    process_id = os.getpid()
 
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal asked
+        if os.getpid() != process_id:
+            # In a child that a method has forked, which has nothing to stop.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
         if asked:
             log.warning("Stopped at once, by a second signal.")
             os._exit(128 + number)

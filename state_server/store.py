@@ -438,7 +438,7 @@ class StoreFile:
         self.path = path
         try:
             self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro",
+                _address_for_reading(path),
                 uri=True,
                 timeout=busy_timeout_s,
                 isolation_level=None,
@@ -546,6 +546,20 @@ class StoreFile:
 
     def _unreadable(self, error: sqlite3.Error) -> StoreError:
         return StoreError(f"{self.path} is damaged: {error}.")
+
+
+def _address_for_reading(path: Path) -> str:
+    """Return the URI that a file is opened by to be read only.
+
+    Beside a file that a manager keeps, SQLite makes two others, even to read it. On a
+    file system that is read-only there can be none; without a log nobody needs them.
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    log_is_there = path.with_name(path.name + "-wal").exists()
+    if log_is_there or not hasattr(os, "statvfs"):
+        return address
+    is_fixed = os.statvfs(path.parent).f_flag & os.ST_RDONLY
+    return f"{address}&immutable=1" if is_fixed else address
 
 
 def fold_log(path: Path) -> bool:

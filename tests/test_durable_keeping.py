@@ -9,8 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -91,6 +92,103 @@ def test_a_state_that_cannot_be_pickled_names_the_attribute() -> None:
         desk.ask("Thing.add")
         desk.ask("Thing.take")
         assert desk.ask("Thing.add") == 2
+
+
+class Fault(Exception):
+    """An error that pickle takes and cannot bring back: it is built from two."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+def test_a_value_that_cannot_be_brought_back_is_found_before_it_is_on_disk() -> None:
+    """Its class is new to an object that has been written before: the call is undone.
+
+    On disk it would have made the whole object unloadable, at the next start.
+    """
+
+    class Meter(Count):
+        def note(self, fault: bool) -> int:
+            self.count += 1
+            self.last: Any = Fault(1, "broken") if fault else Decimal(1)
+            return self.count
+
+    with DurableDesk(describe_class(Meter, name="Meter")) as desk:
+        assert desk.ask("Meter.add") == 1
+        assert desk.ask("Meter.note", False) == 2
+        failure = desk.ask("Meter.note", True)
+        assert code_of(failure) == "Unkeepable"
+        assert "not brought back" in failure.text
+        assert desk.ask("Meter.note", False) == 3
+
+
+class _Door:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def open(self) -> None:
+        """Become another, as the state pattern has it."""
+        self.__class__ = _OpenDoor  # type: ignore[assignment]
+
+    def slam(self) -> None:
+        """Become another, and raise."""
+        self.__class__ = _OpenDoor  # type: ignore[assignment]
+        raise ValueError("slammed")
+
+    def kind(self) -> str:
+        """Say what it is."""
+        self.count += 1
+        return type(self).__name__
+
+
+class _OpenDoor(_Door):
+    pass
+
+
+@pytest.mark.parametrize("durable", ["state", "journal"])
+def test_an_object_that_becomes_another_is_put_back(
+    tmp_path: Path, durable: str
+) -> None:
+    """Its class is not kept: the next manager would not have what callers saw."""
+    shared = Catalogue()
+    shared.add(describe_class(_Door, durable=durable))
+    store = SqliteStore(tmp_path / "state.db")
+    host = Host(shared, store.epoch + bytes(8), store=store)
+    host.start()
+    answers = []
+    try:
+        for method in ("kind", "open", "kind", "slam", "kind"):
+            connection = FakeConnection()
+            turn = host.submit(make_call(f"_Door.{method}"), connection)
+            assert turn is not None
+            host.run(turn)
+            answers.append(connection.wait())
+    finally:
+        host.stop()
+    assert answers[::2] == ["_Door"] * 3
+    assert code_of(answers[1]) == "Unkeepable"
+    assert "_OpenDoor" in answers[1].text
+
+
+class _State(NamedTuple):
+    count: int
+    table: dict[str, int]
+
+
+def test_a_state_that_is_a_named_tuple_comes_back_as_one() -> None:
+    """A pair with a dictionary is not taken for the state of a class with slots."""
+
+    class Named(Count):
+        def __getstate__(self) -> _State:
+            return _State(self.count, {})
+
+        def __setstate__(self, state: _State) -> None:
+            self.count = state.count
+
+    with DurableDesk(describe_class(Named, name="Named")) as desk:
+        assert desk.ask("Named.add") == 1
+        desk.ask("Named.fail")
+        assert desk.ask("Named.add") == 2
 
 
 def test_words_of_its_own_that_fail_are_an_answer() -> None:
@@ -636,3 +734,75 @@ def test_a_journal_has_the_arguments_as_they_were_sent(tmp_path: Path) -> None:
         # Not stop(), which would write an image: the next one replays the call.
         assert host._committer is not None
         host._committer.stop()
+
+
+def test_a_journal_begins_with_the_object_that_its_replay_begins_with(
+    tmp_path: Path,
+) -> None:
+    """A set that was built iterates differently from the same set when it was loaded.
+
+    The first call changes nothing, so it is the newly built object that is written.
+    """
+
+    class Lots:
+        def __init__(self) -> None:
+            self.left = set(range(0, 100_000, 7))
+            for number in sorted(self.left)[:-20]:
+                self.left.discard(number)
+            self.drawn: list[int] = []
+
+        def refuse(self) -> None:
+            raise journal.Unchanged(LookupError())
+
+        def draw(self) -> list[int]:
+            self.drawn.append(self.left.pop())
+            return self.drawn
+
+    drawn: list[int] = []
+    for method in ("refuse", "draw", "draw", "draw"):
+        shared = Catalogue()
+        shared.add(describe_class(Lots, durable="journal"))
+        store = SqliteStore(tmp_path / "state.db")
+        host = Host(shared, store.epoch + bytes(8), store=store)
+        host.start()
+        for each in (method, "draw"):
+            connection = FakeConnection()
+            turn = host.submit(make_call(f"Lots.{each}"), connection)
+            assert turn is not None
+            host.run(turn)
+            answer = connection.wait()
+            if each == "draw":
+                assert answer[:-1] == drawn, method
+                drawn = answer
+        # Not stop(), which would write an image: the next one replays the calls.
+        assert host._committer is not None
+        host._committer.stop()
+
+
+def test_journalled_calls_are_not_left_out_when_a_class_gives_its_journal_up(
+    tmp_path: Path,
+) -> None:
+    """Numbers that only the journal has would be given again: refused by name.
+
+    The class with its journal again goes on where it was.
+    """
+    answers = []
+    for durable in ("journal", "state", "journal"):
+        shared = Catalogue()
+        shared.add(describe_class(Count, durable=durable))
+        store = SqliteStore(tmp_path / "state.db")
+        host = Host(shared, store.epoch + bytes(8), store=store)
+        host.start()
+        for _ in range(2):
+            connection = FakeConnection()
+            turn = host.submit(make_call("Count.add"), connection)
+            assert turn is not None
+            host.run(turn)
+            answers.append(connection.wait())
+        # Not stop(), which would write an image.
+        assert host._committer is not None
+        host._committer.stop()
+    assert answers[:2] + answers[4:] == [1, 2, 3, 4]
+    for failure in answers[2:4]:
+        assert code_of(failure) == "Unloadable"
+        assert "Count/default is stored with 1 journalled calls" in failure.text

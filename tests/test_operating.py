@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import sqlite3
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import time as now_s
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -631,6 +633,23 @@ def test_a_good_state_has_no_problem(data_dir: Path) -> None:
     assert report.lines()[-1] == "no problem"
 
 
+def test_a_state_on_a_read_only_file_system_is_read(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that is mounted read-only: no file is made beside the state."""
+    status = os.statvfs(data_dir)
+    fixed = SimpleNamespace(f_flag=status.f_flag | os.ST_RDONLY)
+    names = {path.name for path in data_dir.iterdir()}
+    with StoreFile(data_dir / "state.db"):
+        assert {path.name for path in data_dir.iterdir()} > names
+    for ending in ("-wal", "-shm"):
+        (data_dir / f"state.db{ending}").unlink()
+    monkeypatch.setattr(os, "statvfs", lambda _: fixed)
+    with StoreFile(data_dir / "state.db") as store:
+        assert store.count("objects") == 1
+        assert {path.name for path in data_dir.iterdir()} == names
+
+
 def test_a_class_that_is_not_given_is_told_and_counted(data_dir: Path) -> None:
     """It is a problem only for a strict check."""
     put(data_dir, row(number(1), "Gone/a"), row(number(1), "Gone/b"))
@@ -875,6 +894,28 @@ def test_journalled_calls_are_dumped_too(tmp_path: Path) -> None:
         operating.load(tmp_path / "var", [line])
     operating.load(tmp_path / "var", [line], trust=True)
     assert rows_of(tmp_path / "var" / "state.db") == [diary]
+
+
+def test_journalled_calls_are_loaded_under_their_hash_seed_or_not_at_all(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A folder takes the seed with its first ones, and refuses those of another."""
+    calls = ((4, _entry("write", "dear")),)
+    put(data_dir, row(Diary(), "Diary/default")._replace(entries=calls))
+    (data_dir / "hashseed").write_text("42\n")
+    output = io.StringIO()
+    operating.dump(data_dir, output)
+    lines = output.getvalue().splitlines()
+    fresh = tmp_path / "fresh"
+    with pytest.raises(ConfigError, match="line 3 does not fit"):
+        operating.load(fresh, [*lines, "{}"], trust=True)
+    assert not (fresh / "hashseed").exists()
+    assert operating.load(fresh, lines, trust=True).added == len(lines)
+    assert (fresh / "hashseed").read_text() == "42\n"
+    (fresh / "hashseed").write_text("43\n")
+    with pytest.raises(ConfigError, match=r"Nothing was loaded.*another hash seed"):
+        operating.load(fresh, lines, replace=True, trust=True)
+    assert (fresh / "hashseed").read_text() == "43\n"
 
 
 def test_a_dump_needs_no_classes(tmp_path: Path) -> None:

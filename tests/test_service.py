@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from state_server.data_folder import lock_holder
+import pytest
 
+from state_server.data_folder import lock_holder
+from state_server.errors import Overloaded
+
+from .conftest import StartManager
 from .processes import ROOT, ManagerProcess, wait_until
 
 TALKATIVE = """
@@ -93,6 +99,26 @@ def test_stop_says_so_when_calls_still_run(tmp_path: Path) -> None:
     manager.stop()
 
 
+def test_the_operator_is_let_in_where_no_more_connections_are_remembered(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """Who wants to see why a manager is full, or to stop it, must reach it."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    path = f"{tmp_path}:{ROOT}"
+    options = ("--objects", "talkative", "--lanes-max", "2")
+    manager = start_manager(*options, PYTHONPATH=path)
+    clients = [manager.client(timeout=1) for _ in range(3)]
+    for client in clients[:2]:
+        assert client.get("Talker").talk() == 1
+    with pytest.raises(Overloaded, match="lanes_max"):
+        clients[2].get("Talker").talk()
+    done = command(manager, "stop", "--data-dir", str(manager.data_dir))
+    for client in clients:
+        client.close()
+    assert done.returncode == 0, done
+    assert "has stopped" in done.stdout
+
+
 def test_a_class_that_nobody_shares_any_more_is_told_at_the_start(
     tmp_path: Path,
 ) -> None:
@@ -111,6 +137,25 @@ def test_a_class_that_nobody_shares_any_more_is_told_at_the_start(
     manager.stop()
     assert "stored objects of 'Talker', which no class is shared as" in manager.log
     assert "aliases=('Talker',)" in manager.log
+
+
+def test_a_class_that_is_not_kept_any_more_is_told_at_the_start(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """Who switched durable off learns why the numbers begin at 1."""
+    (tmp_path / "kept.py").write_text(TALKATIVE)
+    (tmp_path / "lost.py").write_text(
+        TALKATIVE.replace("@share", "@share(durable=False)")
+    )
+    manager = start_manager("--objects", "kept", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    with manager.client() as client:
+        client.get("Talker").talk()
+    manager.stop()
+    assert "durable=False" not in manager.log
+    manager.options = ("--objects", "lost")
+    manager.start()
+    manager.stop()
+    assert "'Talker', which is shared with durable=False now" in manager.log
 
 
 ELSEWHERE = """
@@ -149,3 +194,79 @@ def test_a_signal_that_wakes_nobody_is_heard_all_the_same(tmp_path: Path) -> Non
         timeout=30,
     )
     assert done.stdout.split() == ["waiting", "stopped"], done
+
+
+FORKING = """
+import os, time
+from multiprocessing import get_context
+from state_server import share
+
+
+def linger(pipe):
+    pipe.send("up")
+    time.sleep(60)
+
+
+@share
+class Forker:
+    def __init__(self):
+        self.last = 0
+
+    def fork(self):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        return child
+
+    def next(self, seconds):
+        self.last += 1
+        time.sleep(seconds)
+        return self.last
+
+    def terminate(self):
+        ours, theirs = get_context("fork").Pipe()
+        child = get_context("fork").Process(target=linger, args=(theirs,))
+        child.start()
+        ours.recv()
+        child.terminate()
+        child.join(5)
+        child.kill()
+        child.join()
+        return child.exitcode
+"""
+
+
+def test_a_child_that_a_method_forked_keeps_neither_folder_nor_callers(
+    tmp_path: Path,
+) -> None:
+    """It outlives its manager: the next one starts, and the call is made again."""
+    (tmp_path / "forking.py").write_text(FORKING)
+    manager = ManagerProcess(tmp_path, "--objects", "forking").start()
+    results: list[int] = []
+    with manager.client(timeout=20) as client:
+        child = client.get("Forker", "parent").fork()
+        try:
+            forker = client.get("Forker")
+            thread = threading.Thread(target=lambda: results.append(forker.next(1.0)))
+            thread.start()
+            wait_until(lambda: client.status()["pending"] == 1)
+            manager.kill()
+            manager.start()
+            thread.join(20)
+        finally:
+            os.kill(child, signal.SIGKILL)
+    manager.stop()
+    assert results == [1]
+
+
+def test_a_child_that_a_method_forked_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """SIGTERM ends it as it ends any process: it has no manager to stop."""
+    (tmp_path / "forking.py").write_text(FORKING)
+    manager = ManagerProcess(tmp_path, "--objects", "forking").start()
+    with manager.client(timeout=20) as client:
+        forker = client.get("Forker")
+        exit_code = forker.terminate()
+        assert forker.next(0) == 1
+    manager.stop()
+    assert exit_code == -signal.SIGTERM

@@ -296,7 +296,8 @@ class Run:
         for process in self._clients:
             try:
                 code = process.wait(max(0.1, end - time.monotonic()))
-                # One that was started just before cannot hear the signal yet.
+                # One that was started just now does not hear SIGTERM yet, and has
+                # made no call: there is nothing for it to end.
                 if code not in (0, -signal.SIGTERM):
                     self._fail(f"a client ended with {code}", *self._client_noise())
             except subprocess.TimeoutExpired:
