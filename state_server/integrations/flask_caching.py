@@ -36,7 +36,6 @@ from typing import Any
 import flask_caching
 from flask import Flask, Response
 from flask_caching.backends.base import BaseCache
-from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -55,9 +54,6 @@ CACHE_TYPE = "state_server.integrations.flask_caching.StateServerCache"
 #: What a packed value begins with that is none of the codec's: its pickles begin with
 #: the opcode PROTO, 0x80.
 _RESPONSE, _HTTP_ERROR = b"R", b"E"
-
-# What templates give, and a text like any other.
-codec.allow(Markup)
 
 
 class ViewSerializer(CodecSerializer):

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from cachelib.serializers import BaseSerializer
+from markupsafe import Markup
 
 from .. import codec
+
+# What templates render and messages are flashed as; Flask brings it with it.
+codec.allow(Markup)
 
 #: What ``Client.get`` does for a handle that is found inside a value.
 Reference = Callable[[str, str], Any]

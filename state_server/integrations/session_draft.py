@@ -224,9 +224,11 @@ class Draft:
         changes = self.values.changes()
         renamed = self._sid != self.former
         begins = self._loaded is None or self._cleared
-        self.has_changed = changed or renamed or begins or bool(changes.names())
+        self.has_changed = changed or renamed or bool(changes.names())
         if begins:
             what, version = self._begun(changes, lifetime_s)
+            # One that is bound, or was cleared, may hold nothing.
+            self.has_changed = self.has_changed or what is not None
         elif self.has_changed or (renew and self._is_due(lifetime_s)):
             what, version = self._saved(changes, lifetime_s, renamed=renamed)
         else:

@@ -1021,3 +1021,14 @@ def test_nothing_of_this_is_imported_by_the_front() -> None:
         "sys.exit(bool({'cachelib', 'limits', 'flask_caching'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_markup_may_be_cached_without_flask_caching() -> None:
+    """A process with the plain cache alone, as under Flask-Session, keeps Markup."""
+    code = (
+        "from markupsafe import Markup; "
+        "from state_server.integrations.caching import StateServerCache; "
+        "pack = StateServerCache.serializer; "
+        "assert type(pack.loads(pack.dumps(Markup('<b>')))) is Markup"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

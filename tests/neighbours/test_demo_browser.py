@@ -227,6 +227,28 @@ def test_one_process_is_called_what_it_is(
     assert page.console() == []
 
 
+@pytest.mark.parametrize(
+    ("width", "last"),
+    [(1280, "#summary tbody tr:last-child"), (400, "#summary h2")],
+)
+def test_the_first_screen_has_button_and_results(
+    browser: webdriver.Chrome, start: Any, width: int, last: str
+) -> None:
+    """Whoever presses the button sees what comes of it, and nothing moves the page.
+
+    In a wide window that is the whole summary, in a narrow one its beginning.
+    """
+    emulate(browser, width, "light")
+    page = Page(browser, start("--workers", "1"))
+    for selector in ("#run", "#status", last):
+        bottom = page.script(
+            f"return document.querySelector('{selector}')"
+            ".getBoundingClientRect().bottom"
+        )
+        assert bottom < 900, selector
+    assert "State Server" in page.all("header")[0].text
+
+
 def test_variants_that_fail_say_why(
     browser: webdriver.Chrome, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

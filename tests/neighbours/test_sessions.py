@@ -508,6 +508,32 @@ def test_modified_renews(make_app: MakeApp, calls: list[str]) -> None:
     assert calls == ["load", "save"]
 
 
+@pytest.mark.parametrize(
+    ("change", "is_modified"),
+    [
+        (lambda: session.get("a"), False),
+        (lambda: session.update(a=1), True),
+        (lambda: session.bind_user("ann"), True),  # type: ignore[attr-defined]
+        (lambda: session.clear(), True),
+    ],
+    ids=["look", "set", "bind", "clear"],
+)
+def test_modified_tells_of_a_new_session(
+    make_app: MakeApp, change: Callable[[], object], is_modified: bool
+) -> None:
+    """A stranger's session that was only looked at is not modified afterwards."""
+    app = make_app()
+
+    @app.get("/change")
+    def changing() -> str:
+        change()
+        return "done"
+
+    with app.test_client() as client:
+        ask(client, "/change")
+        assert session.modified is is_modified
+
+
 def test_a_set_from_another_process_is_not_taken_for_changed() -> None:
     """Sets iterate in another order under another hash seed; reading one is reading."""
     program = (

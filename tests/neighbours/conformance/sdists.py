@@ -59,8 +59,10 @@ def _source_of(package: str, version: str, cache: Path) -> Path:
         archive = _download(package, version, Path(scratch))
         with tarfile.open(archive) as opened:
             opened.extractall(scratch, filter="data")
+        # Older archives spell the name of the package as its author does.
+        unpacked = Path(scratch) / archive.name.removesuffix(".tar.gz")
         try:
-            (Path(scratch) / folder.name).rename(folder)
+            unpacked.rename(folder)
         except OSError:
             # Another process was quicker.
             assert folder.is_dir()
