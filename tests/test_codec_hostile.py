@@ -64,6 +64,14 @@ POINT = name(Point.__module__, "Point")
 PROXY_KIND = name(MANAGERS, "AutoProxy")
 CLS_DICT = attributes(__class__=name("builtins", "list"))
 
+
+def decode_error(start: int) -> bytes:
+    """Spell an error of text that says at which position it is."""
+    places = (b"\x8a\x08" + struct.pack("<q", place) for place in (start, start + 1))
+    data = (text("utf-8"), b"C\x01x", *places, text("reason"))
+    return call("builtins", "UnicodeDecodeError", *data)
+
+
 #: What is tried, the bytes, and words of the refusal.
 HOSTILE: list[tuple[str, bytes, str]] = [
     ("calls os.system", whole(call("os", "system", text("id"))), "os.system"),
@@ -303,6 +311,12 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("names with a number", whole(b"K\x01" + text("x") + b"\x93"), "a name must be"),
     ("names with bytes", whole(b"C\x01x" + text("x") + b"\x93"), "a name must be"),
     ("names with bad text", whole(b"\x8c\x01\xff" + text("x") + b"\x93"), "valid text"),
+    ("reads memory before its object", whole(decode_error(-(2**50))), "position"),
+    (
+        "reads memory before its object, by a state",
+        whole(decode_error(0) + attributes(start=b"J\0\0\0\x80") + b"b"),
+        "state",
+    ),
     ("has bad text", whole(b"\x8c\x01\xff"), "UnicodeDecodeError"),
     ("has bad long text", whole(b"X\x00\x02\x00\x00" + b"\xff" * 512), "UnicodeDecode"),
     ("has a list as a member", whole(b"\x8f(]\x90"), "unhashable"),
