@@ -22,6 +22,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from typing import NamedTuple
 
@@ -121,6 +122,7 @@ class Engine:
         self._outbound_edge = Edge(
             log, "bytes of unread replies", limits.outbound_bytes_max
         )
+        _engines.add(self)
 
     def __repr__(self) -> str:
         """Return the numbers an operator asks for first."""
@@ -176,6 +178,16 @@ class Engine:
             self._wake_sender.close()
             if self._reserve is not None:
                 os.close(self._reserve)
+
+    def abandon(self) -> None:
+        """Close the copies of all sockets in a child that a method has forked.
+
+        It would keep the address, and clients waiting, when this process is gone.
+        """
+        self._host.abandon()
+        peers = [connection.socket for connection in self._connections.values()]
+        for each in (*self._listeners.values(), *peers):
+            each.close()
 
     def wake(self) -> None:
         """Make the leader look at its queues; any thread may call this."""
@@ -518,3 +530,15 @@ class Engine:
         if change:
             with self._outbound_lock:
                 self._outbound_bytes += change
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -66,10 +67,29 @@ class DataDirLock:
             ) from None
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, str(os.getpid()).encode())
+        _locks.add(self)
 
     def release(self) -> None:
-        """Give the lock back. The file stays: deleting it would let two hold it."""
-        os.close(self._descriptor)
+        """Give the lock back. The file stays: deleting it would let two hold it.
+
+        In a child that was forked only the copy goes, and the parent holds it alone.
+        """
+        if self in _locks:
+            _locks.discard(self)
+            os.close(self._descriptor)
+
+
+_locks: weakref.WeakSet[DataDirLock] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Let go of the parent's locks: a method's child may outlive its manager."""
+    for lock in list(_locks):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def data_dir_is_locked(data_dir: Path) -> bool:
@@ -441,9 +461,14 @@ def stop_on_signals(
     handlers back.
     """
     asked = False
+    process_id = os.getpid()
 
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal asked
+        if os.getpid() != process_id:
+            # A child that a method has forked: it has nothing to stop, and is to end.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if asked:
             log.warning("Stopped at once, by a second signal.")
             os._exit(128 + number)
