@@ -67,6 +67,11 @@ _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
 
 _SCALARS = frozenset({type(None), bool, float})
 _WORD = 2**63
+#: What reading a small pickle raises. A signal handler may raise anything besides, a
+#: timeout for instance, and its caller must see that.
+_ERRORS_OF_SMALL = (
+    pickle.PickleError, EOFError, ValueError, OverflowError, MemoryError,
+)  # fmt: skip
 _NO_BUFFERS: Sequence[memoryview] = ()
 
 #: Of a frame up to this size it does not matter what its value takes in memory.
@@ -137,7 +142,7 @@ def decode(
         return _decode_walked(bytes(data), context, views)[0]
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except _ERRORS_OF_SMALL as error:
         raise _as_ours(error, "cannot be read") from error
 
 

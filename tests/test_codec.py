@@ -641,6 +641,23 @@ def test_deep_nesting_is_too_large_and_no_recursion_error(
             value = value[1] if isinstance(value, dict) else value[0]
 
 
+def test_what_a_signal_handler_raises_is_no_fault_of_a_small_pickle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A timeout of the caller's own that comes while a reply is read reaches it."""
+
+    class TimeoutOfTheTask(Exception):
+        """What a task queue raises from its handler."""
+
+    def loads(_: bytes) -> None:
+        raise TimeoutOfTheTask
+
+    data = codec.encode((1, "two"))
+    monkeypatch.setattr(codec.pickle, "loads", loads)
+    with pytest.raises(TimeoutOfTheTask):
+        codec.decode(data)
+
+
 def test_tight_limits_hold_for_small_pickles_too() -> None:
     """The quick path for small pickles is off where a limit is below its size."""
     limits = codec.DEFAULT_LIMITS._replace(nodes_max=3)
