@@ -29,6 +29,7 @@ class _Node:
 
     Leaves are tuples ``(payload_bytes, start, end)``; start and end say where the text
     is, and are 0 for what is not text. They are by far the most, and never change.
+    An int of more than eight bytes is ``_LONG_END`` at its end.
     """
 
     # Defaults of the class, not of the instance: most nodes keep most of them, and
@@ -59,6 +60,7 @@ class _Node:
 
 _Leaf = tuple[int, int, int]
 _PLAIN: _Leaf = (0, 0, 0)
+_LONG_END = -1
 _STRANGE_SIZE = 600
 _SET_SIZE = 150
 _BATCH = 65_536
@@ -69,8 +71,8 @@ class _Walk:
     """An abstract run of one pickle: what pickle would build, only measured."""
 
     __slots__ = (
-        "_buffers", "data", "digits_bytes", "limits", "marks", "memo", "names_used",
-        "records", "stack",
+        "_buffers", "chosen_keys", "data", "digits_bytes", "has_long_ints", "limits",
+        "marks", "memo", "names_used", "records", "stack",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +89,9 @@ class _Walk:
         self.names_used = False
         #: A value in the pickle is noted down before it is made.
         self.records = False
+        self.has_long_ints = False
+        #: Keys of dicts and members of sets whose hashes the sender can choose alike.
+        self.chosen_keys = 0
 
     def run(self) -> None:
         """Walk from the first opcode to the last, or refuse the pickle.
@@ -173,6 +178,15 @@ class _Walk:
         if size > size_max:
             raise over("expanded_bytes_max", size, size_max)
 
+    def count_keys(self, keys: list[Any]) -> None:
+        """Count those of which many may have one hash.
+
+        That of text and bytes nobody knows outside this process; of ints of up to eight
+        bytes no more than nine have the same.
+        """
+        if self.has_long_ints or _Node in map(type, keys):
+            self.chosen_keys += sum(map(_is_chosen, keys))
+
     def growing(self, grows: str) -> _Node:
         """Return the container on top of the stack that takes what comes."""
         node = self.stack[-1]
@@ -244,6 +258,13 @@ def _is_counted(item: Any) -> bool:
     return item.entry is None or item.special
 
 
+def _is_chosen(key: Any) -> bool:
+    """Tell whether a key's hash may be that of any number of others."""
+    if type(key) is tuple:
+        return bool(key[2] == _LONG_END)
+    return bool(key.kind is not _RUN)
+
+
 def checked_walk(
     data: bytes, limits: ValueLimits, buffer_sizes: Sequence[int] = ()
 ) -> _Walk:
@@ -309,7 +330,11 @@ def _long(width: int) -> _Step:
             if digits or number >= 10**walk.limits.digits_max:
                 digits = max(int(digits), walk.limits.digits_max + 1)
                 raise over("digits_max", digits, walk.limits.digits_max)
-        walk.stack.append((size, 0, 0))
+        if size > 8:
+            walk.has_long_ints = True
+            walk.stack.append((size, 0, _LONG_END))
+        else:
+            walk.stack.append((size, 0, 0))
         return end
 
     return step
@@ -453,6 +478,7 @@ def _appends(walk: _Walk, position: int) -> int:
 def _add_items(walk: _Walk, position: int) -> int:
     """Add a group of members to a set."""
     items = walk.pop_mark()
+    walk.count_keys(items)
     walk.add(walk.growing(MEMBERS), items)
     return position
 
@@ -460,6 +486,7 @@ def _add_items(walk: _Walk, position: int) -> int:
 def _set_item(walk: _Walk, position: int) -> int:
     """Add one pair to a dict."""
     value, key = walk.stack.pop(), walk.stack.pop()
+    walk.count_keys([key])
     node = walk.growing(PAIRS)
     if node.kind is _DICT:
         node.items.append(key)
@@ -473,9 +500,11 @@ def _set_items(walk: _Walk, position: int) -> int:
     is_run = len(items) == 1 and type(items[0]) is _Node and items[0].kind is _RUN
     if len(items) % 2 and not is_run:
         raise NotAllowed("The pickle has a key without a value.")
+    keys = items[::2]
+    walk.count_keys(keys)
     node = walk.growing(PAIRS)
     if node.kind is _DICT:
-        node.items.extend(items[::2])
+        node.items.extend(keys)
     walk.add(node, items)
     return position
 
@@ -512,7 +541,9 @@ def _frozenset(walk: _Walk, position: int) -> int:
     """Make a frozenset of a group."""
     node = _Node(_OTHER)
     node.payload = _SET_SIZE
-    walk.add(node, walk.pop_mark())
+    members = walk.pop_mark()
+    walk.count_keys(members)
+    walk.add(node, members)
     walk.stack.append(node)
     return position
 
