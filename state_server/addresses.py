@@ -94,6 +94,11 @@ def _unix(path: str) -> Address:
         raise ConfigError(
             "A unix:// address needs a path, as in unix:///run/state.sock."
         )
+    if "\0" in path:
+        raise ConfigError(
+            f"The socket path {path!r} has a zero byte in it. Use a path of a file: an "
+            "abstract socket has no mode that keeps others out."
+        )
     size = len(os.fsencode(path))
     if size > _PATH_BYTES_MAX:
         raise ConfigError(

@@ -457,13 +457,13 @@ def _refuse_to_wait_for_oneself(link: Link) -> None:
 
 
 _restored: dict[tuple[str | None, str], Client] = {}
-_restored_lock = threading.Lock()
+_restored_lock = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
     """Make the lock anew: a thread that exists in the parent only may have held it."""
     global _restored_lock
-    _restored_lock = threading.Lock()
+    _restored_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -23,6 +23,7 @@ import copyreg
 import io
 import pathlib
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, ClassVar, TypeVar
@@ -66,7 +67,17 @@ _PATHS_MOVED = pathlib.PurePosixPath.__module__ != "pathlib"
 
 _SCALARS = frozenset({type(None), bool, float})
 _WORD = 2**63
+#: What reading a small pickle raises. A signal handler may raise anything besides, a
+#: timeout for instance, and its caller must see that.
+_ERRORS_OF_SMALL = (
+    pickle.PickleError, EOFError, ValueError, OverflowError, MemoryError,
+)  # fmt: skip
 _NO_BUFFERS: Sequence[memoryview] = ()
+
+#: Fewer keys whose hashes a sender can choose are compared in some milliseconds; of
+#: more of them so many may have one hash.
+_CHOSEN_KEYS_MAX = 1000
+_SAME_HASH_MAX = 200
 
 #: Of a frame up to this size it does not matter what its value takes in memory.
 _UNMEASURED_BYTES_MAX = 512
@@ -81,7 +92,8 @@ def encode(
     spelled as numpy itself does, and pandas' values are refused.
 
     Raises ``NotAllowed`` for a type that may not travel and ``TooLarge`` for a value
-    over a limit. What this accepts, ``decode`` accepts under the same limits.
+    over a limit. What this accepts, ``decode`` accepts under the same limits, but for
+    hundreds of keys with one hash.
     """
     data = _small(value, limits)
     if data is None:
@@ -136,7 +148,7 @@ def decode(
         return _decode_walked(bytes(data), context, views)[0]
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except _ERRORS_OF_SMALL as error:
         raise _as_ours(error, "cannot be read") from error
 
 
@@ -284,9 +296,13 @@ def _decode_walked(
     """Walk over a pickle, then read it; return the value and its memory."""
     walk = checked_walk(data, context.limits, [view.nbytes for view in views])
     try:
-        if not walk.names_used:
+        unpickler: type[_Unpickler] | type[_RecordingUnpickler] = _Unpickler
+        if walk.chosen_keys > _CHOSEN_KEYS_MAX:
+            unpickler = _ComparingUnpickler
+        elif walk.records:
+            unpickler = _RecordingUnpickler
+        elif not walk.names_used:
             return pickle.loads(data), walk.expanded_bytes
-        unpickler = _RecordingUnpickler if walk.records else _Unpickler
         return unpickler(data, context).load(), walk.expanded_bytes
     except Exception as error:
         raise _as_ours(error, "cannot be read") from error
@@ -336,6 +352,75 @@ class _RecordingUnpickler(pickle._Unpickler):
             self.memo[place] = value
 
     dispatch[pickle.BUILD[0]] = load_build
+
+
+class _ComparingUnpickler(_RecordingUnpickler):
+    """The slow unpickler, for many keys whose hashes the sender can choose.
+
+    A key is compared with each one before it that has the same hash: a hundred thousand
+    such keys, a megabyte, would keep the C unpickler, and with it the interpreter, for
+    minutes.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_RecordingUnpickler.dispatch)
+    metastack: list[list[Any]]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, data: bytes, context: ReadContext) -> None:
+        super().__init__(data, context)
+        #: By the place of an open container on the stack: itself, its keys' hashes.
+        self._hashes: dict[tuple[int, int], tuple[object, Counter[int]]] = {}
+
+    def _check(self, container: object, keys: list[Any]) -> None:
+        """Refuse keys when too many of one container have the same hash."""
+        place = len(self.metastack), len(self.stack)
+        known, counts = self._hashes.get(place, (None, Counter()))
+        if known is not container:
+            counts = Counter()
+            self._hashes[place] = (container, counts)
+        hashes = list(map(hash, keys))
+        counts.update(hashes)
+        if hashes and max(map(counts.__getitem__, hashes)) > _SAME_HASH_MAX:
+            raise NotAllowed(
+                f"More than {_SAME_HASH_MAX} keys of one container in the pickle have "
+                "the same hash."
+            )
+
+    def load_setitem(self) -> None:
+        """Add one pair."""
+        value, key = self.stack.pop(), self.stack.pop()
+        container = self.stack[-1]
+        self._check(container, [key])
+        container[key] = value
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        """Add a group of pairs."""
+        items = self.pop_mark()
+        container = self.stack[-1]
+        self._check(container, items[::2])
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            container[key] = value
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_additems(self) -> None:
+        """Add a group of members to a set."""
+        items = self.pop_mark()
+        container = self.stack[-1]
+        self._check(container, items)
+        container.update(items)
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+    def load_frozenset(self) -> None:
+        """Make a frozenset of a group."""
+        items = self.pop_mark()
+        self._check(items, items)
+        self.stack.append(frozenset(items))
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
 
 class _Memo(dict[int, Any]):

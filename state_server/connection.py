@@ -195,13 +195,11 @@ class Connection:
             return self.in_flight
 
     def hung_up(self) -> bool:
-        """Tell whether the peer is gone (an event may be older than the socket)."""
-        try:
-            return not self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Tell whether the peer is gone (an event may be older than the socket).
+
+        The socket itself does not tell while something unread is before the end.
+        """
+        return polling.is_gone(self.fd)
 
     def shut(self) -> int:
         """Close the socket; return how many bytes were left unsent."""

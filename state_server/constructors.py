@@ -30,7 +30,7 @@ from .entries import ITEMS, MAY, MUST, PAIRS, Entry
 from .errors import NotAllowed
 from .measures import measured_decimal, measured_range, over
 from .messages import Reference
-from .own_classes import allowed_names, allowed_types
+from .own_classes import POSITIONED_ERRORS, allowed_names, allowed_types
 
 
 def builtin_error(name: str) -> type[Exception] | None:
@@ -39,6 +39,23 @@ def builtin_error(name: str) -> type[Exception] | None:
     if isinstance(found, type) and issubclass(found, Exception):
         return found
     return None
+
+
+def _positioned_error_maker(cls: type[Exception]) -> Callable[..., object]:
+    """Return the constructor of an error that says where in its object it is.
+
+    To tell its text it takes the item there, and does not look whether there is one: a
+    negative position reads memory of anybody's, or ends the process. A state could set
+    another position later, so there is none.
+    """
+
+    def make(*parts: Any) -> object:
+        error: Any = cls(*parts)
+        if error.start < 0:
+            raise NotAllowed(f"An error in the pickle is at position {error.start}.")
+        return error
+
+    return make
 
 
 def _typed(values: tuple[object, ...], *kinds: type) -> None:
@@ -338,7 +355,9 @@ def _builtin_names() -> Iterator[tuple[str, str, Entry]]:
     yield "builtins", "list", bare_list
     for name in vars(builtins):
         error = builtin_error(name)
-        if error is not None:
+        if error in POSITIONED_ERRORS:
+            yield "builtins", name, Entry(_positioned_error_maker(error), call=True)
+        elif error is not None:
             yield "builtins", name, Entry(error, call=True, state=MAY)
     yield "builtins", "complex", Entry(_make_complex, call=True)
     yield "builtins", "bytearray", Entry(_make_bytearray, call=True)

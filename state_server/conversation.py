@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import bodies, failures, handshake, stock, wire
@@ -63,8 +63,9 @@ class Manners:
     ``control`` answers a call to the manager itself: (verb, args, caller is admin).
     """
 
-    key: bytes
-    admin_key: bytes
+    # What shows the values of variables beside a traceback must not show these.
+    key: bytes = field(repr=False)
+    admin_key: bytes = field(repr=False)
     host: Host
     control: Callable[[str, tuple[Any, ...], bool], object]
     frame_bytes_max: int

@@ -135,7 +135,10 @@ def write_whole(path: Path, content: bytes, *, only_new: bool = False) -> None:
     ``only_new``: raise ``FileExistsError`` when there is something already.
     """
     fresh = path.with_name(f"{path.name}.new-{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # What a process of this number left, or a file or a link of somebody else, who
+    # could read what is written there.
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()

@@ -182,6 +182,7 @@ class Engine:
 
         Without a word to the poller, which is the parent's as well.
         """
+        self._host.abandon()
         for listener in self._listeners.values():
             listener.close()
         for connection in self._connections.values():

@@ -141,6 +141,10 @@ class Host:
         """Tell whether a change waits to be committed."""
         return self._committer is not None and self._committer.has_staged
 
+    def abandon(self) -> None:
+        """Have a method end the process, where that is a child it has forked itself."""
+        self._performer.is_copy = True
+
     def close(self) -> None:
         """Refuse new calls from here on; those that wait or run are finished."""
         with self._lock:

@@ -19,8 +19,17 @@ from .entries import ITEMS, MAY, NEVER, NOTHING, PAIRS, Entry, full_name
 allowed_names: dict[tuple[str, str], Entry] = {}
 allowed_types: dict[type, Entry] = {}
 
+#: Errors that read memory at the position they are given, wherever that is.
+POSITIONED_ERRORS: tuple[type, ...] = (
+    UnicodeDecodeError,
+    UnicodeEncodeError,
+    UnicodeTranslateError,
+)
 #: Types whose own constructors take much time or memory for little, or check nothing.
-_COSTLY_BASES = (bytes, bytearray, Decimal, Fraction, type, date, time, timedelta)
+_COSTLY_BASES = (
+    bytes, bytearray, Decimal, Fraction, type, date, time, timedelta,
+    *POSITIONED_ERRORS,
+)  # fmt: skip
 #: Types written in C that are safe to build upon.
 _SAFE_BASES = (
     object, list, tuple, dict, set, frozenset, int, float, complex, str,

@@ -126,6 +126,16 @@ def _bits(mask: int) -> int:
     return bits | (OUT if mask & selectors.EVENT_WRITE else 0)
 
 
+def is_gone(descriptor: int) -> bool:
+    """Tell whether the other side of a socket has closed, whatever is still unread.
+
+    For platforms with epoll only: no other tells of a peer that hung up.
+    """
+    poll = select.poll()
+    poll.register(descriptor, PEER_CLOSED)
+    return bool(poll.poll(0))
+
+
 def make_poller(wake: Callable[[], None]) -> Poller:
     """Return the quickest poller of this platform."""
     if hasattr(select, "epoll"):

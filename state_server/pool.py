@@ -24,18 +24,33 @@ log = logging.getLogger("state_server.client")
 #: call of a lane that is older than what it remembers (lane_retention_s).
 _LINK_AGE_MAX_S = 300.0
 
+#: Who waits for a free link looks again after this long: a lost one tells nobody.
+_LOOK_AGAIN_S = 1.0
+
 Dial = Callable[[Lane, float], Link]
 
 
+class _Place:
+    """Stands in the pool for a link that is being made."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Pool:
-    """Links by last use. ``_lock`` guards every field; no I/O is done under it."""
+    """Links by last use. ``_lock`` guards every field; no I/O is done under it.
+
+    A signal handler or a finalizer may call the client while its own thread holds the
+    lock, so a thread may take it again. A handler may also raise at any point of the
+    bookkeeping here; so of links in use and of links being made the pool holds no more
+    than a weak reference: what is lost that way makes room by itself.
+    """
 
     def __init__(self, dial: Dial, connections_max: int) -> None:
         self._dial = dial
         self._connections_max = connections_max
         #: One lock for each process this was forked into: those of the parent may be
         #: held by threads that are not here.
-        self._renewing: dict[int, threading.Lock] = {}
+        self._renewing: dict[int, threading.RLock] = {}
         self._closed = False
         self._renew()
         _pools.add(self)
@@ -45,12 +60,12 @@ class Pool:
         return f"<Pool links={len(self._links)} free={len(self._free)}>"
 
     def _renew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._freed = threading.Condition(self._lock)
         self._session = os.urandom(16)
         self._free: list[Link] = []
-        self._links: set[Link] = set()
-        self._dialling = 0
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
+        self._dialling: weakref.WeakSet[_Place] = weakref.WeakSet()
         self._waiting = 0
         self._edge = Edge(log, "connections of one client", self._connections_max)
         # At last: from now on no thread of this process renews it again.
@@ -63,10 +78,10 @@ class Pool:
         """
         process_id = os.getpid()
         # A server that forks without Python's hooks may have many threads here.
-        with self._renewing.setdefault(process_id, threading.Lock()):
+        with self._renewing.setdefault(process_id, threading.RLock()):
             if process_id == self._process_id:
                 return
-            inherited = self._links
+            inherited = list(self._links)
             self._renew()
         for link in inherited:
             link.close()
@@ -81,24 +96,26 @@ class Pool:
             self.forget_parent()
         while True:
             link = self._take_free(deadline)
-            if link is None:
-                return self._make(new_lane(self._session), deadline)
+            if isinstance(link, _Place):
+                return self._make(link, new_lane(self._session), deadline)
             if link.is_local or link.is_quiet():
                 return link
             self.drop(link)
 
     def redial(self, lane: Lane, deadline: float) -> Link:
         """Return a new link of the lane that a broken one had."""
+        place = _Place()
         with self._lock:
-            self._dialling += 1
-        return self._make(lane, deadline)
+            self._dialling.add(place)
+        return self._make(place, lane, deadline)
 
     def give(self, link: Link) -> None:
         """Take back a link whose last call was answered."""
         worn = time.monotonic() - link.made_at > _LINK_AGE_MAX_S or link.has_leftovers
         with self._lock:
             # A child that was forked in the meantime has other links.
-            if link in self._links and not self._closed and not worn:
+            is_ours = link.lane.session == self._session
+            if is_ours and not self._closed and not worn:
                 self._free.append(link)
                 if self._waiting:
                     self._freed.notify()
@@ -126,18 +143,21 @@ class Pool:
         for link in free:
             link.close(goodbye=True)
 
-    def _take_free(self, deadline: float) -> Link | None:
-        """Return a free link; ``None`` when the caller is to make one."""
+    def _take_free(self, deadline: float) -> Link | _Place:
+        """Return a free link, or a place when the caller is to make one."""
         with self._lock:
             while True:
                 if self._closed:
                     raise Refused("The client is closed; make another with connect().")
-                if self._free:
+                try:
                     return self._free.pop()
-                in_use = len(self._links) + self._dialling
+                except IndexError:
+                    # None is free; a handler may have taken the last just now.
+                    in_use = len(self._links) + len(self._dialling)
                 if not self._edge.reached(in_use):
-                    self._dialling += 1
-                    return None
+                    place = _Place()
+                    self._dialling.add(place)
+                    return place
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
                     raise Overloaded(
@@ -146,18 +166,18 @@ class Pool:
                     )
                 self._waiting += 1
                 try:
-                    self._freed.wait(remaining_s)
+                    self._freed.wait(min(remaining_s, _LOOK_AGAIN_S))
                 finally:
                     self._waiting -= 1
 
-    def _make(self, lane: Lane, deadline: float) -> Link:
+    def _make(self, place: _Place, lane: Lane, deadline: float) -> Link:
         link = None
         try:
             link = self._dial(lane, deadline)
             return link
         finally:
             with self._lock:
-                self._dialling -= 1
+                self._dialling.discard(place)
                 if link is not None:
                     self._links.add(link)
                 else:

@@ -24,6 +24,7 @@ class Node:
 
     Leaves are tuples ``(payload_bytes, start, end)``; start and end say where the text
     is, and are 0 for what is not text. They are by far the most, and never change.
+    An int of more than eight bytes is ``LONG_END`` at its end.
     """
 
     # Defaults of the class, not of the instance: most nodes keep most of them, and
@@ -54,6 +55,7 @@ class Node:
 
 Leaf = tuple[int, int, int]
 PLAIN: Leaf = (0, 0, 0)
+LONG_END = -1
 
 #: Estimated memory of a value of other types, and of a set, beside what is in it.
 _STRANGE_SIZE = 600
@@ -71,8 +73,8 @@ class Machine:
     """
 
     __slots__ = (
-        "_buffers", "data", "digits_bytes", "limits", "marks", "memo", "names_used",
-        "records", "stack",
+        "_buffers", "chosen_keys", "data", "digits_bytes", "has_long_ints", "limits",
+        "marks", "memo", "names_used", "records", "stack",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +90,9 @@ class Machine:
         self.memo: list[Any] = []
         self.names_used = False
         self.records = False
+        self.has_long_ints = False
+        #: Keys of dicts and members of sets whose hashes the sender can choose alike.
+        self.chosen_keys = 0
 
     def check_work(self) -> None:
         """Bound what is on the stack and not part of any container yet.
@@ -143,6 +148,15 @@ class Machine:
             raise over("nodes_max", count, nodes_max)
         if size > size_max:
             raise over("expanded_bytes_max", size, size_max)
+
+    def count_keys(self, keys: list[Any]) -> None:
+        """Count those of which many may have one hash.
+
+        That of text and bytes nobody knows outside this process; of ints of up to eight
+        bytes no more than nine have the same.
+        """
+        if self.has_long_ints or Node in map(type, keys):
+            self.chosen_keys += sum(map(_is_chosen, keys))
 
     def growing(self, grows: str) -> Node:
         """Return the container on top of the stack that takes what comes."""
@@ -222,3 +236,10 @@ def misplaced(node: Node) -> NotAllowed:
     made = node.entry.make if node.entry else None
     shown = full_name(made) if isinstance(made, type) else "A name"
     return NotAllowed(f"{shown} is used as a value; only instances travel.")
+
+
+def _is_chosen(key: Any) -> bool:
+    """Tell whether a key's hash may be that of any number of others."""
+    if type(key) is tuple:
+        return bool(key[2] == LONG_END)
+    return bool(key.kind is not RUN)

@@ -105,6 +105,8 @@ class Stream:
         is_native = type(poll).__module__ == "select"
         busy_s = busy_poll_s if is_native else 0.0
         self._wait = BusyPoll(poll.poll, busy_s, _is_only_thread)
+        # Its sockets, which may be patched without poll, wait by rules of their own.
+        is_native = is_native and type(self.socket).__module__ == "socket"
         return is_native and sys.platform == "linux"
 
     def send(self, data: bytes, deadline: float) -> None:

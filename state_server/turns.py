@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,12 @@ log = logging.getLogger("state_server.host")
 
 
 class Performer:
-    """Runs calls on objects. It has no state of its own."""
+    """Runs calls on objects.
+
+    ``is_copy``: this process is a child that a method has forked. If the method returns
+    there as well, the child ends: locks may be held by threads that are not here, and
+    the reply, the sockets and the store are the parent's.
+    """
 
     def __init__(
         self,
@@ -43,6 +49,7 @@ class Performer:
         self._reply_bytes_max = wire.own_frame_bytes_max(frame_bytes_max)
         self._committer = committer
         self._clock = clock
+        self.is_copy = False
 
     def perform(
         self, resident: Resident, ticket: Ticket
@@ -88,6 +95,8 @@ class Performer:
             payload = self._failed(resident, ticket, error, ran=ran)
             return payload, keeper.first() if ran else None
         finally:
+            if self.is_copy:
+                os._exit(0)
             running.boot_id = None
         try:
             reply = form.done(call, value)

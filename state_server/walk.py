@@ -21,6 +21,7 @@ from .measures import ValueLimits, over
 from .stack_machine import (
     BATCH,
     DICT,
+    LONG_END,
     NAME,
     OTHER,
     PLAIN,
@@ -123,7 +124,11 @@ def _long(width: int) -> _Step:
             if digits or number >= 10**machine.limits.digits_max:
                 digits = max(int(digits), machine.limits.digits_max + 1)
                 raise over("digits_max", digits, machine.limits.digits_max)
-        machine.stack.append((size, 0, 0))
+        if size > 8:
+            machine.has_long_ints = True
+            machine.stack.append((size, 0, LONG_END))
+        else:
+            machine.stack.append((size, 0, 0))
         return end
 
     return step
@@ -267,6 +272,7 @@ def _appends(machine: Machine, position: int) -> int:
 def _add_items(machine: Machine, position: int) -> int:
     """Add a group of members to a set."""
     items = machine.pop_mark()
+    machine.count_keys(items)
     machine.add(machine.growing(MEMBERS), items)
     return position
 
@@ -274,6 +280,7 @@ def _add_items(machine: Machine, position: int) -> int:
 def _set_item(machine: Machine, position: int) -> int:
     """Add one pair to a dict."""
     value, key = machine.stack.pop(), machine.stack.pop()
+    machine.count_keys([key])
     node = machine.growing(PAIRS)
     if node.kind is DICT:
         node.items.append(key)
@@ -287,9 +294,11 @@ def _set_items(machine: Machine, position: int) -> int:
     is_run = len(items) == 1 and type(items[0]) is Node and items[0].kind is RUN
     if len(items) % 2 and not is_run:
         raise NotAllowed("The pickle has a key without a value.")
+    keys = items[::2]
+    machine.count_keys(keys)
     node = machine.growing(PAIRS)
     if node.kind is DICT:
-        node.items.extend(items[::2])
+        node.items.extend(keys)
     machine.add(node, items)
     return position
 
@@ -326,7 +335,9 @@ def _frozenset(machine: Machine, position: int) -> int:
     """Make a frozenset of a group."""
     node = Node(OTHER)
     node.payload = SET_SIZE
-    machine.add(node, machine.pop_mark())
+    members = machine.pop_mark()
+    machine.count_keys(members)
+    machine.add(node, members)
     machine.stack.append(node)
     return position
 

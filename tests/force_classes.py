@@ -6,6 +6,7 @@ added to the catalogue of the test's own process.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -158,6 +159,27 @@ class Rough:
     def fine(self) -> str:
         """Be good."""
         return "fine"
+
+
+class Forker:
+    """Forks its manager, as ``multiprocessing.Process`` does."""
+
+    def leave_child(self) -> int:
+        """Start a child that sleeps; return its process id."""
+        child = multiprocessing.get_context("fork").Process(
+            target=time.sleep, args=(99,)
+        )
+        child.start()
+        assert child.pid is not None
+        return child.pid
+
+    def return_twice(self) -> int:
+        """Return in the manager, and in a child as well; return the child's id."""
+        return os.fork()
+
+    def await_child(self, process_id: int) -> int:
+        """Wait for a child; return its exit status."""
+        return os.waitpid(process_id, 0)[1]
 
 
 class FileOpener:

@@ -67,6 +67,7 @@ def test_addresses_are_read_and_written(
         ("tcp://user@h/path:5", "tcp://host:port"),
         ("/" + "x" * 120, "shorter data folder"),
         ("unix:///" + "ж" * 60, "shorter data folder"),
+        ("unix://%00state-server", "zero byte"),
         (("h", 65536), "65536"),
         (("h", -1), "-1"),
         (("h", "80"), "'80'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import subprocess
@@ -273,7 +274,9 @@ def test_child_after_a_fork_uses_none_of_the_parents_links(
     pool.give(free)
     session = dialler.made[0].lane.session
     # As in a child whose parent held the lock while it forked.
-    pool._lock.acquire()
+    holder = threading.Thread(target=pool._lock.acquire)
+    holder.start()
+    holder.join()
     monkeypatch.setattr(pool_module.os, "getpid", lambda: 4242)
     fresh = pool.take(FAR)
 
@@ -324,7 +327,47 @@ def test_links_are_never_more_than_the_limit(steps: list[int], most: int) -> Non
             pool.give(out.pop(0))
         assert len(pool._links) <= most
         assert len(pool._links) == len(pool._free) + len(out)
-        assert pool._dialling == 0
+        assert not pool._dialling
+
+
+def test_a_signal_handler_may_call_while_its_thread_is_at_the_pool() -> None:
+    """It finds the pool's lock taken by its own thread, and gets a link all the same.
+
+    It takes the last free link from under that thread, which then makes another.
+    """
+    pool, dialler = pool_of(3)
+    kept: list[Any] = []
+
+    class Interrupted(list[Any]):
+        """Has a signal come just when a free link is taken."""
+
+        def pop(self, *_: Any) -> Any:
+            self.pop = super().pop  # type: ignore[method-assign]
+            kept.append(pool.take(FAR))
+            return self.pop()
+
+    pool.give(pool.take(FAR))
+    pool._free = Interrupted(pool._free)
+    thread = threading.Thread(target=lambda: kept.append(pool.take(FAR)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), "it waits for itself"
+    assert kept == dialler.made
+    assert len(dialler.made) == 2
+
+
+@pytest.mark.parametrize("step", ["take", "_take_free"])
+def test_a_link_that_an_exception_made_nobodys_leaves_no_gap(step: str) -> None:
+    """A signal handler may raise between any two steps; the limit is not eaten up."""
+    pool, dialler = pool_of(1)
+    for _ in range(3):
+        lost = getattr(pool, step)(0.0)
+        assert lost is not None
+        dialler.made.clear()
+        del lost
+        gc.collect()
+    pool.give(pool.take(0.0))
+    assert repr(pool) == "<Pool links=1 free=1>"
 
 
 def test_new_lanes_carry_the_time_they_were_minted() -> None:

@@ -12,6 +12,7 @@ import fractions
 import functools
 import io
 import ipaddress
+import itertools
 import math
 import pathlib
 import pickle
@@ -228,6 +229,40 @@ def test_every_type_comes_back_as_it_was(value: Any) -> None:
     assert same(value, codec.decode(codec.encode(value)))
     around = [value, {"key": (value,)}]
     assert same(around, codec.decode(codec.encode(around)))
+
+
+@pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
+def test_every_type_comes_back_where_keys_are_compared_first(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside many keys whose hashes could be alike, all is read in the slow way."""
+    monkeypatch.setattr(codec, "_CHOSEN_KEYS_MAX", -1)
+    for whole in (value, [value, {"key": (value,)}]):
+        assert same(whole, codec._decode_walked(*_as_walked(whole))[0])
+
+
+def _as_walked(value: Any) -> tuple[bytes, Any, tuple[()]]:
+    """Return what a pickle is read from when it does not take the quick path."""
+    context = codec.ReadContext(codec.DEFAULT_LIMITS, Reference, (), False)
+    return codec.encode(value), context, ()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [(place, -place) for place in range(5000)],
+        [2**70 + place for place in range(5000)],
+        [uuid.UUID(int=place) for place in range(2000)],
+        [frozenset({place, "a"}) for place in range(2000)],
+        # Minus one and minus two have one hash, and so have all tuples of them.
+        list(itertools.product(range(-3, 3), repeat=5)),
+    ],
+    ids=["tuples", "long ints", "identifiers", "frozensets", "a grid"],
+)
+def test_many_keys_of_any_type_travel(keys: list[Any]) -> None:
+    """As keys of a dict, in groups and alone, and as members of sets."""
+    for value in (dict.fromkeys(keys, 1), set(keys), frozenset(keys), [{keys[0]: 1}]):
+        assert value == codec.decode(codec.encode(value))
 
 
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
@@ -640,6 +675,23 @@ def test_deep_nesting_is_too_large_and_no_recursion_error(
             codec.encode(value)
         while isinstance(value, (list, tuple, dict)):  # freed step by step
             value = value[1] if isinstance(value, dict) else value[0]
+
+
+def test_what_a_signal_handler_raises_is_no_fault_of_a_small_pickle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A timeout of the caller's own that comes while a reply is read reaches it."""
+
+    class TimeoutOfTheTask(Exception):
+        """What a task queue raises from its handler."""
+
+    def loads(_: bytes) -> None:
+        raise TimeoutOfTheTask
+
+    data = codec.encode((1, "two"))
+    monkeypatch.setattr(codec.pickle, "loads", loads)
+    with pytest.raises(TimeoutOfTheTask):
+        codec.decode(data)
 
 
 def test_tight_limits_hold_for_small_pickles_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import random
 import struct
@@ -50,6 +51,18 @@ def attributes(**values: bytes) -> bytes:
     return b"}(" + body + b"u"
 
 
+def ints_of_one_hash(count: int) -> list[bytes]:
+    """Spell ints that are multiples of the modulus of hashes."""
+    numbers = (place * (2**61 - 1) for place in range(9, count))
+    return [b"\x8a\x0a" + number.to_bytes(10, "little") for number in numbers]
+
+
+#: Long before all of them were compared with each other, a minute would be over.
+ALIKE = ints_of_one_hash(60_000)
+ALIKE_TUPLES = b"".join(
+    b"(" + b"".join(b"J" + part + b"\xff\xff\xff" for part in parts) + b"t"
+    for parts in itertools.product((b"\xff", b"\xfe"), repeat=13)
+)
 HUGE = struct.pack("<Q", 2**62)
 LIST_DOUBLING = b"]\x94" + b"".join(b"](h%ch%ce\x94" % (i, i) for i in range(60))
 SIBLINGS = b"]\x94" + b"".join(b"h%c\x86\x94" % i for i in range(60))
@@ -63,6 +76,14 @@ MANAGERS = "multiprocessing.managers"
 POINT = name(Point.__module__, "Point")
 PROXY_KIND = name(MANAGERS, "AutoProxy")
 CLS_DICT = attributes(__class__=name("builtins", "list"))
+
+
+def decode_error(start: int) -> bytes:
+    """Spell an error of text that says at which position it is."""
+    places = (b"\x8a\x08" + struct.pack("<q", place) for place in (start, start + 1))
+    data = (text("utf-8"), b"C\x01x", *places, text("reason"))
+    return call("builtins", "UnicodeDecodeError", *data)
+
 
 #: What is tried, the bytes, and words of the refusal.
 HOSTILE: list[tuple[str, bytes, str]] = [
@@ -303,6 +324,17 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("names with a number", whole(b"K\x01" + text("x") + b"\x93"), "a name must be"),
     ("names with bytes", whole(b"C\x01x" + text("x") + b"\x93"), "a name must be"),
     ("names with bad text", whole(b"\x8c\x01\xff" + text("x") + b"\x93"), "valid text"),
+    ("has a set of one hash", whole(b"\x8f(" + b"".join(ALIKE) + b"\x90"), "same hash"),
+    ("has a frozenset of it", whole(b"(" + b"".join(ALIKE) + b"\x91"), "same hash"),
+    ("has a dict of it", whole(b"}(" + b"N".join(ALIKE) + b"Nu"), "same hash"),
+    ("has one pair at a time", whole(b"}" + b"Ns".join(ALIKE) + b"Ns"), "same hash"),
+    ("has tuples of one hash", whole(b"\x8f(" + ALIKE_TUPLES + b"\x90"), "same hash"),
+    ("reads memory before its object", whole(decode_error(-(2**50))), "position"),
+    (
+        "reads memory before its object, by a state",
+        whole(decode_error(0) + attributes(start=b"J\0\0\0\x80") + b"b"),
+        "state",
+    ),
     ("has bad text", whole(b"\x8c\x01\xff"), "UnicodeDecodeError"),
     ("has bad long text", whole(b"X\x00\x02\x00\x00" + b"\xff" * 512), "UnicodeDecode"),
     ("has a list as a member", whole(b"\x8f(]\x90"), "unhashable"),

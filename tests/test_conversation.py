@@ -161,6 +161,14 @@ def test_key_is_known_before_anything_else_is() -> None:
     assert line.desk.host.status()["lanes"] == 0
 
 
+def test_keys_are_not_shown() -> None:
+    """What prints local variables beside a traceback prints no key."""
+    manners = Manners(b"hush", b"quiet", Desk(Room).host, lambda *_: None, 2**20)
+    assert "frame_bytes_max" in repr(manners)
+    assert "hush" not in repr(manners)
+    assert "quiet" not in repr(manners)
+
+
 def test_wrong_key_ends_the_conversation() -> None:
     """A wrong answer to the challenge is Denied."""
     line = Line()

@@ -97,6 +97,26 @@ def test_new_key_file_is_private_and_random(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+def test_key_is_not_written_into_what_somebody_has_laid_there(
+    tmp_path: Path, is_link: bool
+) -> None:
+    """The file that is renamed later has a name that can be guessed."""
+    trap = tmp_path / "trap"
+    trap.write_text("trap")
+    trap.chmod(0o666)
+    guessed = tmp_path / f"authkey.new-{os.getpid()}"
+    if is_link:
+        guessed.symlink_to(trap)
+    else:
+        os.link(trap, guessed)
+    key = make_key_file(tmp_path / "authkey")
+
+    assert (tmp_path / "authkey").read_bytes() == key
+    assert stat.S_IMODE((tmp_path / "authkey").stat().st_mode) == 0o600
+    assert trap.read_text() == "trap"
+
+
 def test_existing_key_file_is_never_overwritten(tmp_path: Path) -> None:
     """A key that is there stays; links are not followed to another file."""
     (tmp_path / "key").write_bytes(b"old")

@@ -512,6 +512,28 @@ def test_a_peer_that_leaves_in_the_middle_of_its_call_is_cleaned_up(
         assert (token, times) in {("0", 1), ("0", 2)}
 
 
+def test_a_peer_that_asks_again_and_leaves_is_gone_at_once(
+    start_manager: StartManager,
+) -> None:
+    """What it left unread keeps no connection, and the leader does not spin over it."""
+    manager = start_manager(*sharing("Echo"))
+    with manager.client() as client:
+        assert client.get("Echo").echo(1) == 1
+        for leave in (socket.socket.close, lambda it: it.shutdown(socket.SHUT_WR)):
+            target = ("Echo", "default", "slow_echo")
+            peer = OwnPeer(manager.address, manager.key).shake_hands().greet()
+            peer.send_call(1, target, "a", 2.0)
+            wait_until(lambda: client.status()["pending"] == 1)
+            peer.send_call(2, target, "b", 0.0)
+            before_s = processor_seconds(manager.pid)
+            leave(peer.socket)
+            wait_until(lambda: client.status()["connections"] == 1)
+            assert client.status()["pending"] == 1, "its call still runs"
+            wait_until(lambda: client.status()["pending"] == 0)
+            assert processor_seconds(manager.pid) - before_s < 1.0
+            peer.close()
+
+
 def test_a_flood_of_strangers_disturbs_nobody(start_manager: StartManager) -> None:
     """While strangers connect, send rubbish and leave, callers get quick answers."""
     manager = start_manager(*sharing("Echo"))

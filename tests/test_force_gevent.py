@@ -22,11 +22,13 @@ def manager(start_manager: StartManager) -> ManagerProcess:
     return start_manager(*sharing("Echo"))
 
 
-def run_patched(manager: ManagerProcess, text: str) -> None:
+def run_patched(
+    manager: ManagerProcess, text: str, patch: str = "monkey.patch_all()"
+) -> None:
     """Run a script in a process where everything was patched first."""
     head = f"""\
         from gevent import monkey
-        monkey.patch_all()
+        {patch}
         import gevent, os, random, time
         import state_server
         client = state_server.connect(data_dir={str(manager.data_dir)!r}, timeout=30)
@@ -108,6 +110,39 @@ def test_a_call_that_waits_does_not_block_the_hub(manager: ManagerProcess) -> No
         assert max(gaps) < 0.5, max(gaps)
         print("done")
         """,
+    )
+
+
+@pytest.mark.parametrize(
+    "patch", ["monkey.patch_socket()", "monkey.patch_all(select=False)"]
+)
+def test_a_call_ends_at_its_deadline_where_not_everything_is_patched(
+    manager: ManagerProcess, patch: str
+) -> None:
+    """Sockets of gevent beside a poll that is the system's own wait no longer."""
+    run_patched(
+        manager,
+        """
+        import faulthandler, threading
+        faulthandler.dump_traceback_later(20, exit=True)
+        hasty = client.get("Echo", timeout=0.5)
+        ended = []
+
+        def call(token):
+            try:
+                hasty.slow_echo(token, 3)
+            except state_server.Unanswered:
+                ended.append(token)
+
+        thread = threading.Thread(target=call, args=("thread",))
+        thread.start()
+        greenlet = gevent.spawn(call, "greenlet")
+        thread.join()
+        greenlet.join()
+        assert sorted(ended) == ["greenlet", "thread"], ended
+        print("done")
+        """,
+        patch,
     )
 
 

@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import state_server
 from state_server import Overloaded, Stale, Unanswered, wire
 
 from .conftest import StartManager
+from .fakes import PATIENCE_S
 from .force_classes import OwnPeer, Threads, dial, fresh_lane, sharing
 from .processes import ROOT, ManagerProcess, freeze, wait_until
 
@@ -683,6 +685,54 @@ def test_a_fork_while_another_thread_restores_a_handle(
         thread.join()
         """,
     )
+
+
+@pytest.mark.parametrize("address", [(), ("--address", "tcp://127.0.0.1:0")])
+def test_a_child_of_a_method_keeps_nothing_of_its_manager(
+    start_manager: StartManager, address: tuple[str, ...]
+) -> None:
+    """Neither lock nor address nor callers: a new manager starts while it lives.
+
+    It ends at its first SIGTERM, as a child that was forked elsewhere does.
+    """
+    manager = start_manager(*address, *sharing("Forker", "Rough"))
+    with manager.client() as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get("Rough").with_options(timeout=15).sleep, 2)
+        wait_until(lambda: client.status()["pending"] == 1)
+        child = client.get("Forker").leave_child()
+        try:
+            if address:
+                manager.options = ("--address", manager.address, *manager.options[2:])
+            manager.kill()
+            manager.start()
+            assert waiting.result(PATIENCE_S), "its link has ended, and it asked again"
+        finally:
+            os.kill(child, signal.SIGTERM)
+        wait_until(lambda: has_ended(child))
+
+
+def test_a_method_that_returns_in_a_child_as_well_is_answered_once(
+    start_manager: StartManager,
+) -> None:
+    """The child ends: it would lead beside its parent, on the same sockets."""
+    manager = start_manager(*sharing("Forker", "Echo"))
+    with manager.client() as client:
+        forker = client.get("Forker")
+        children = [forker.return_twice() for _ in range(3)]
+        assert all(children)
+        for child in children:
+            wait_until(lambda child=child: has_ended(child))
+            assert forker.await_child(child) == 0
+        assert client.get("Echo").echo("all is well") == "all is well"
+
+
+def has_ended(process_id: int) -> bool:
+    """Tell whether a process is gone, or is a zombie that waits to be collected."""
+    try:
+        text = Path(f"/proc/{process_id}/stat").read_text()
+    except OSError:
+        return True
+    return text.rpartition(")")[2].split()[0] == "Z"
 
 
 def test_multiprocessing_with_inherited_handles(echo_manager: ManagerProcess) -> None:
