@@ -8,7 +8,8 @@ What is sent never blocks. What is received is waited for in one of two ways:
   (gevent), or where the system is not Linux.
 * By the receive itself, in all other threads. To give the interpreter up and to fetch
   it back from busy threads costs a web worker more than a call; one system call fewer
-  saves one such round.
+  saves one such round. (Only a thread that is itself sent a signal each second, by
+  ``pthread_kill``, is held past its deadline by that.)
 """
 
 from __future__ import annotations
