@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-from . import codec
+from . import codec, log_lines
 from . import settings as configuration
 from .addresses import Address
 from .conversation import Manners
@@ -38,7 +38,6 @@ from .engine import Engine, EngineLimits
 from .errors import ConfigError, Denied, NotAllowed
 from .host import Host
 from .keeping import KeepingLimits
-from .limits import LineLimit
 from .listening import listen, wanted_address
 from .objects import add_ready_made
 from .settings import ManagerSettings
@@ -303,7 +302,7 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    log_to_stderr(settings.log_level, settings.log_lines_max)
+    log_lines.to_stderr(settings.log_level, settings.log_lines_max)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             fix_hash_seed(settings)
@@ -403,17 +402,6 @@ def _take_standard_output() -> TextIO:
     sys.stdout.flush()
     os.dup2(2, 1)
     return report
-
-
-def log_to_stderr(level: str, lines_max: int) -> None:
-    """Send the logs of this process to standard error, bounded in lines per second."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(LineLimit(lines_max))
-    logging.basicConfig(
-        level=level,
-        handlers=[handler],
-        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
-    )
 
 
 def stop_on_signals(

@@ -80,6 +80,7 @@ GROUND = {
     "failures",
     "handshake",
     "limits",
+    "log_lines",
     "messages",
     "session_answers",
     "settings",

@@ -6,9 +6,7 @@ import logging
 
 import pytest
 
-from state_server.limits import Edge, LineLimit
-
-from .fakes import FakeClock
+from state_server.limits import Edge
 
 log = logging.getLogger("state_server.tests")
 
@@ -99,33 +97,3 @@ def test_limit_of_one_can_be_left(caplog: pytest.LogCaptureFixture) -> None:
     assert not edge.reached(0)
 
     assert len(lines(caplog)) == 2
-
-
-def line(name: str = "state_server.host", place: int = 1) -> logging.LogRecord:
-    """Return one line of the log."""
-    return logging.LogRecord(name, logging.INFO, "host.py", place, "%s", ("x",), None)
-
-
-def test_lines_of_one_kind_are_bounded_in_each_second() -> None:
-    """So many are written, the last of them says so, and the next second is new."""
-    clock = FakeClock()
-    limit = LineLimit(3, clock)
-    for _ in range(2):
-        lines = [line() for _ in range(10)]
-        passed = [each.getMessage() for each in lines if limit.filter(each)]
-        assert passed[:2] == ["x", "x"]
-        assert len(passed) == 3
-        assert passed[2].startswith("x (More lines of this kind are left out")
-        clock.advance(1)
-
-
-def test_lines_of_other_kinds_are_written_all_the_same() -> None:
-    """A flood of one kind hides no other one, and nothing of a shared class."""
-    limit = LineLimit(3, FakeClock())
-    for _ in range(10):
-        limit.filter(line())
-
-    assert not limit.filter(line())
-    assert limit.filter(line(place=2))
-    assert limit.filter(line("state_server.engine"))
-    assert all(limit.filter(line("shop")) for _ in range(10))

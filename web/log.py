@@ -1,11 +1,11 @@
-"""Log lines of the web processes: one form, to standard error."""
+"""The log of the web processes, to standard error."""
 
 from __future__ import annotations
 
 import logging
 import time
 
-FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+from state_server import log_lines
 
 #: The least time between two lines about requests that wait for a thread.
 QUEUE_LINE_EVERY_S = 10.0
@@ -30,5 +30,5 @@ class Seldom(logging.Filter):
 
 def configure(level: str) -> None:
     """Send log lines from ``level`` upwards to standard error."""
-    logging.basicConfig(level=level, format=FORMAT)
+    log_lines.to_stderr(level)
     logging.getLogger("waitress.queue").addFilter(Seldom(QUEUE_LINE_EVERY_S))
