@@ -1,7 +1,7 @@
 """One family of errors, sorted by what the caller may do next.
 
 ``Unreachable``: the call was never sent. ``Unanswered``: it was sent and nobody
-knows what became of it. ``Refused``: the server said no and nothing ran.
+knows what became of it. ``Refused``: the manager said no and nothing ran.
 ``StoreError``: the state could not be saved, so nothing happened. ``RemoteError``:
 the object's own code raised.
 """
@@ -22,7 +22,7 @@ class StateServerError(Exception):
     remote = False
     status = 500
 
-    #: The server's traceback as text, where the error came from there.
+    #: The manager's traceback as text, where the error came from there.
     remote_traceback: str | None = None
 
 
@@ -31,7 +31,7 @@ class ConfigError(StateServerError):
 
 
 class Unreachable(StateServerError, ConnectionError):
-    """The call was never sent: no server answered at the address."""
+    """The call was never sent: no manager answered at the address."""
 
     retryable = True
     status = 503
@@ -45,7 +45,7 @@ class Unanswered(StateServerError, TimeoutError):
 
 
 class Refused(StateServerError):
-    """The server said no; nothing ran, or what ran was undone."""
+    """The manager said no; nothing ran, or what ran was undone."""
 
 
 class NotShared(Refused, LookupError):
@@ -82,7 +82,7 @@ class Stale(Refused):
 
 
 class Overloaded(Refused):
-    """A limit was reached, or the server is stopping; try again later."""
+    """A limit was reached, or the manager is stopping; try again later."""
 
     retryable = True
     status = 503

@@ -2,7 +2,7 @@
 
 The receiver rebuilds an error as itself when its class is a built-in one or was given
 to ``allow``; anything else becomes a ``RemoteError`` that names the class. Either way
-it carries the traceback of the server.
+it carries the traceback of the manager.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRACEBACK_MAX = 30_000
 
 
 def refusal(error: StateServerError) -> Failure:
-    """Return the failure that says what the server itself has to say."""
+    """Return the failure that says what the manager itself has to say."""
     for cls in type(error).__mro__:
         if FAMILY.get(cls.__name__) is cls:
             return Failure(cls.__name__, str(error)[:_TEXT_MAX])
@@ -63,7 +63,7 @@ def unpack(body: Payload) -> Failure:
     """Return the failure in ``body``."""
     fields = codec.decode(body)
     if not isinstance(fields, tuple) or tuple(map(type, fields)) != _FIELD_TYPES:
-        return Failure("RemoteError", "The server sent a failure of an unknown form.")
+        return Failure("RemoteError", "The manager sent a failure of an unknown form.")
     return Failure(*fields)
 
 

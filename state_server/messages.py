@@ -35,7 +35,7 @@ class Call(NamedTuple):
     one value) decoded already; empty stands for none at all.
     ``remaining_s`` is the time left until the caller's deadline. ``lane`` is ``None``
     for callers without an identity (stock clients): theirs run at most once.
-    ``first_boot`` is the boot id of the server that the call was first sent to.
+    ``first_boot`` is the boot id of the manager that the call was first sent to.
     ``held_bytes`` is the memory that the call holds until it is answered: that of its
     frame, or about that of its values where these are decoded already.
     """

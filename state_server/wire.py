@@ -13,14 +13,14 @@ with ``MARK``, a byte that no pickle begins with.
                 20      16    lane
                 36      32    proof: HMAC-SHA256 of the key over role and both nonces
                 68      32    the same of the admin key, or zeros
-    WELCOME     2       16    boot id of the server
+    WELCOME     2       16    boot id of the manager
                 18      8     its process id
                 26      32    proof
                 58      1     1 when the admin key was shown
-                59      8     size of the largest frame that the server takes
+                59      8     size of the largest frame that the manager takes
     CALL        2       8     number of the call in its lane
                 10      8     seconds left until its deadline (double)
-                18      16    boot id of the server it was first sent to
+                18      16    boot id of the manager it was first sent to
                 34      1     bytes of the class name
                 35      2     bytes of the key
                 37      1     bytes of the method
