@@ -103,9 +103,17 @@ class Pool:
             self.drop(link)
 
     def redial(self, lane: Lane, deadline: float) -> Link:
-        """Return a new link of the lane that a broken one had."""
+        """Return a new link of the lane that a broken one had.
+
+        Raises ``Refused`` for a lane of the process that this one was forked from: its
+        connection would be cut off, and the answer is to a call of its own.
+        """
+        if os.getpid() != self._process_id:
+            self.forget_parent()
         place = _Place()
         with self._lock:
+            if lane.session != self._session:
+                raise Refused("it was sent before this process was forked.")
             self._dialling.add(place)
         return self._make(place, lane, deadline)
 
@@ -113,7 +121,8 @@ class Pool:
         """Take back a link whose last call was answered."""
         worn = time.monotonic() - link.made_at > _LINK_AGE_MAX_S or link.has_leftovers
         with self._lock:
-            # A child that was forked in the meantime has other links.
+            # A child that was forked in the meantime has other lanes, and says nothing
+            # on one of its parent's.
             is_ours = link.lane.session == self._session
             if is_ours and not self._closed and not worn:
                 self._free.append(link)
@@ -122,7 +131,7 @@ class Pool:
                 return
             self._links.discard(link)
             self._freed.notify()
-        link.close(goodbye=True)
+        link.close(goodbye=is_ours)
 
     def drop(self, link: Link) -> None:
         """Close a link that must not be used again."""

@@ -288,6 +288,26 @@ def test_child_after_a_fork_uses_none_of_the_parents_links(
     assert pool.take(FAR) is dialler.made[3], "the parent's link is not kept"
 
 
+def test_child_leaves_the_calls_of_its_parent_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that was on its way at the fork, in a greenlet for instance, ends there.
+
+    Repeated, it would cut the parent off; kept, its link would count on in the parent's
+    lane, and bring the parent's answers.
+    """
+    pool, dialler = pool_of(2)
+    link = pool.take(FAR)
+    monkeypatch.setattr(pool_module.os, "getpid", lambda: 4242)
+    with pytest.raises(Refused, match="before this process was forked"):
+        pool.redial(link.lane, FAR)
+    pool.give(link)
+
+    assert pool.take(FAR) is not link
+    assert len(dialler.made) == 2
+    assert link.closed_with == [False, False], "not a word to the manager"
+
+
 def test_closed_client_stays_closed_after_a_fork(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
