@@ -14,7 +14,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .errors import ConfigError
 
@@ -309,7 +309,9 @@ def from_command_line(
     description: str,
 ) -> Record:
     """Return the record that the command line and the environment describe."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, allow_abbrev=False
+    )
     for setting in dataclasses.fields(record):
         is_switch = setting.metadata["parse"] is _boolean
         parser.add_argument(
@@ -324,13 +326,24 @@ def from_command_line(
             help=f"{setting.metadata['help']} (default: {_shown(setting.default)}; "
             f"environment: {variable(setting.name)})",
         )
-    given = vars(parser.parse_args(list(arguments)))
+    known, others = parser.parse_known_args(list(arguments))
+    if others:
+        _refuse_option(parser, others[0].partition("=")[0])
+    given = vars(known)
     values = _environment_values(record, environ)
     for setting in dataclasses.fields(record):
         if setting.name in given:
             option = "--" + setting.name.replace("_", "-")
             values[setting.name] = _parsed(setting, given[setting.name], option)
     return record(**values)
+
+
+def _refuse_option(parser: argparse.ArgumentParser, name: str) -> NoReturn:
+    """End the program; what was given for the option is not shown: it may be a key."""
+    options = [each for action in parser._actions for each in action.option_strings]
+    nearest = difflib.get_close_matches(name, options, n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    parser.error(f"there is no option {name!r}.{hint} --help lists all of them.")
 
 
 def as_markdown() -> str:

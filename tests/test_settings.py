@@ -296,6 +296,19 @@ def test_secrets_are_no_options() -> None:
         assert not names & {name.lower() for name in settings.SECRETS}
 
 
+@pytest.mark.parametrize("spelling", [["--authkey", "hush"], ["--authkey=hush"]])
+def test_a_key_that_is_given_as_an_option_is_not_shown(
+    spelling: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is taken for no other option, and the error names the nearest without it."""
+    with pytest.raises(SystemExit) as caught:
+        parsed(*spelling)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "there is no option '--authkey'. Did you mean --authkey-file?" in told
+    assert "hush" not in told
+
+
 # Keys --------------------------------------------------------------------------------
 
 
