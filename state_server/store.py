@@ -41,6 +41,10 @@ SCHEMA_VERSION = 1
 #: of a second; a larger one by `python -m state_server check` only.
 _CHECKED_BYTES_MAX = 64 * 1024 * 1024
 
+#: The log grows while somebody reads an old state, a backup for instance. This much of
+#: it is kept afterwards: to write into a file is quicker than to make it longer.
+_LOG_BYTES_KEPT = 64 * 1024 * 1024
+
 _SCHEMA = """
 create table about (name text primary key, value blob not null) without rowid;
 create table objects (
@@ -164,6 +168,7 @@ class SqliteStore:
         if mode != "wal":
             raise sqlite3.OperationalError(f"the journal mode is {mode}, not wal")
         writer.execute("pragma synchronous = full")
+        writer.execute(f"pragma journal_size_limit = {_LOG_BYTES_KEPT}")
         # Former releases kept one, and wrote a page of it with each commit.
         writer.execute("drop index if exists replies_by_age")
         some = writer.execute("select exists (select 1 from entries)").fetchone()

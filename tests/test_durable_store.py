@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import time
@@ -13,7 +14,7 @@ import pytest
 from state_server.commits import Change, ReplyRecord
 from state_server.link import new_lane
 from state_server.messages import Lane
-from state_server.store import SqliteStore
+from state_server.store import SqliteStore, StoreFile
 
 #: A page, and what stands before it in the log (https://www.sqlite.org/walformat.html).
 _LOGGED_PAGE_BYTES = 4096 + 24
@@ -46,6 +47,23 @@ def test_a_commit_of_one_call_writes_two_pages(store: SqliteStore) -> None:
     before = log.stat().st_size
     commit(store, lane, 2)
     assert log.stat().st_size - before == 2 * _LOGGED_PAGE_BYTES
+
+
+def test_a_log_that_grew_beside_a_reader_shrinks_again(store: SqliteStore) -> None:
+    """What a burst of changes has made of it does not stay on disk for ever."""
+    log, image = store.path.with_name("state.db-wal"), bytes(1024 * 1024)
+    number = itertools.count(1)
+
+    def commit_some(count: int) -> None:
+        for _ in range(count):
+            name = ("Large", str(next(number)))
+            store.commit([Change(name, 1, 1, image)], [], [])
+
+    with StoreFile(store.path):
+        commit_some(80)
+        assert log.stat().st_size > 80 * len(image)
+    commit_some(3)
+    assert log.stat().st_size <= 64 * len(image)
 
 
 def test_replies_are_forgotten_by_the_age_of_their_commit(store: SqliteStore) -> None:
