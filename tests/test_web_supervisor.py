@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 HOME = Path(__file__).resolve().parent.parent
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(),
@@ -176,7 +176,10 @@ class Service:
 
     def ended(self) -> int:
         """Wait until the parent ended and nothing is left; return the exit code."""
-        code = self.process.wait(DEADLINE_S)
+        try:
+            code = self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.log()}") from None
         until(lambda: not self.processes(), "no process left")
         return code
 
