@@ -376,8 +376,9 @@ def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:
             )
         elif record is None:
             log.warning(
-                "There are stored objects of %r, which no class is shared as. If the "
-                "class was renamed, share it with aliases=(%r,).",
+                "There are stored objects of %r, which no class is shared as. Name its "
+                "module with --objects, or, if the class was renamed, share it with "
+                "aliases=(%r,).",
                 name,
                 name,
             )

@@ -354,7 +354,8 @@ def as_markdown() -> str:
         "Each setting is an option of the command and an environment variable; the "
         "option wins.",
         "Switches are `true` or `false`; as an option, alone means `true`. Lists are "
-        "separated by commas in the environment, and `_s` means seconds.",
+        "separated by commas; as an option they may be repeated as well. `_s` means "
+        "seconds.",
         "The key itself is never an option: it is read from `STATE_SERVER_AUTHKEY` or "
         "from a file.",
     ]
@@ -461,7 +462,7 @@ def _environment_values(
         if name in environ:
             text = environ[name]
             many = setting.metadata["repeatable"]
-            given = [part.strip() for part in text.split(",")] if many else text
+            given = [text] if many else text
             values[setting.name] = _parsed(setting, given, name)
     return values
 
@@ -472,7 +473,8 @@ def _parsed(
     parse = setting.metadata["parse"]
     try:
         if setting.metadata["repeatable"]:
-            return tuple(parse(text) for text in given if text)
+            parts = [part.strip() for text in given for part in text.split(",")]
+            return tuple(parse(part) for part in parts if part)
         return parse(given)
     except ValueError as error:
         raise ConfigError(

@@ -164,6 +164,12 @@ def test_repeatable_options_add_up() -> None:
     assert parsed(STATE_SERVER_OBJECTS="x,y").objects == ("x", "y")
 
 
+def test_lists_are_separated_by_commas_wherever_they_stand() -> None:
+    """On the command line as in the environment; spaces and nothing between are left."""
+    assert parsed("--objects", "a,b", "--objects", "c").objects == ("a", "b", "c")
+    assert parsed(STATE_SERVER_OBJECTS=" a, b,,c ").objects == ("a", "b", "c")
+
+
 BAD = [
     ("allow_md5", "maybe"),
     ("allow_md5", ""),

@@ -271,7 +271,10 @@ def open_listener(settings: WebSettings) -> socket.socket:
         listener.setblocking(False)
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"bind {settings.bind!r} is not possible: {error}") from error
+        raise ConfigError(
+            f"bind {settings.bind!r} is not possible: {error}. Say --bind host:port "
+            "(STATE_SERVER_BIND) for another address."
+        ) from error
     return listener
 
 

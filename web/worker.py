@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -73,11 +72,7 @@ class Worker:
         try:
             application = load_app(self._settings.app)
         except Exception as error:
-            logger.error(
-                "the app %r cannot be loaded:\n%s",
-                self._settings.app,
-                traceback.format_exc().rstrip(),
-            )
+            logger.exception("the app %r cannot be loaded", self._settings.app)
             _report(report_fd, f"failed {type(error).__name__}: {error}")
             return EXIT_NO_APP
         self._server = Server(application, listener, self._settings)
