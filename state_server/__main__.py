@@ -148,7 +148,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _dump(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
-    if options.file is None:
+    if options.file in (None, Path("-")):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         operating.dump(data_dir, sys.stdout)
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         "write every object as a line of JSON, for people and tools",
     )
     dump.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE", help="default: standard output"
+        "file", type=Path, nargs="?", metavar="FILE", help="- or none: standard output"
     )
     dump.add_argument("--force", action="store_true", help="replace FILE")
     load = _add(

@@ -934,6 +934,7 @@ def test_a_dump_needs_no_classes(tmp_path: Path) -> None:
     (tmp_path / "gone.py").unlink()
     result = command("dump", "--data-dir", tmp_path / "var")
     assert (result.returncode, result.stderr) == (0, "")
+    assert command("dump", "-", "--data-dir", tmp_path / "var").stdout == result.stdout
     first, second = map(json.loads, result.stdout.splitlines())
     assert first == {
         "class": "Unknown",

@@ -165,7 +165,7 @@ def test_repeatable_options_add_up() -> None:
 
 
 def test_lists_are_separated_by_commas_wherever_they_stand() -> None:
-    """On the command line as in the environment; spaces and nothing between are left."""
+    """On the command line as in the environment; what is between them is left away."""
     assert parsed("--objects", "a,b", "--objects", "c").objects == ("a", "b", "c")
     assert parsed(STATE_SERVER_OBJECTS=" a, b,,c ").objects == ("a", "b", "c")
 
