@@ -64,9 +64,11 @@ def create_app():
 '''
 
 
-#: Makes a terminal the one that controls this session, and becomes the command.
+#: Makes a terminal the one that controls this session, and becomes the command. Whoever
+#: runs the tests may ignore SIGHUP, as nohup does; a shell in a terminal does not.
 IN_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
 os.close(int(sys.argv[1]))
 os.execv(sys.argv[2], sys.argv[2:])
