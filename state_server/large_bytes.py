@@ -49,7 +49,7 @@ def enveloped(value: Any, bytes_min: int) -> Any:
 
 
 class _Wrapping:
-    """The wrapping of one value: what has become of each of its containers."""
+    """The wrapping of one value: what has become of its containers and large bytes."""
 
     def __init__(self, bytes_min: int) -> None:
         self._bytes_min = bytes_min
@@ -79,10 +79,15 @@ class _Wrapping:
         return dict(zip(value, wrapped, strict=True)) if kind is dict else kind(wrapped)
 
     def _envelope(self, value: bytes) -> Any:
-        if len(value) < self._bytes_min or not self._envelopes_left:
+        if len(value) < self._bytes_min:
             return value
-        self._envelopes_left -= 1
-        return Envelope(value)
+        # Bytes that appear twice have one envelope, and travel once.
+        if id(value) not in self._made:
+            if not self._envelopes_left:
+                return value
+            self._envelopes_left -= 1
+            self._made[id(value)] = Envelope(value)
+        return self._made[id(value)]
 
 
 def spelling(writer: WriteContext, envelope: Envelope) -> Any:

@@ -59,6 +59,16 @@ def test_containers_that_are_one_stay_one() -> None:
     assert first == shared
 
 
+def test_bytes_that_are_one_travel_once() -> None:
+    """However often the same bytes appear, their memory is sent one time."""
+    value = [LARGE, {"again": LARGE}, (LARGE, OTHER)]
+    _, buffers = codec.encode_with_buffers(value)
+    assert len(buffers) == 2
+    found = through(value)
+    assert found == value
+    assert found[0] is found[1]["again"] is found[2][0]
+
+
 def test_a_container_that_holds_itself_is_left_as_it_is() -> None:
     """Its bytes travel within; where it arrives, it holds itself."""
     value: list[Any] = [LARGE]
