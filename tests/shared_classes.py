@@ -321,6 +321,10 @@ class Store:
         with self._lock:
             return self._items.pop(0) if self._items else None
 
+    def left(self) -> int:
+        """Return how many items there are."""
+        return len(self._items)
+
 
 @share(durable=False)
 class Threads:
