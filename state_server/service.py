@@ -278,9 +278,15 @@ class Service:
 
 
 _services: weakref.WeakSet[Service] = weakref.WeakSet()
+#: What puts the former signal handlers back, of each time they were taken.
+_restorers: list[Callable[[], None]] = []
 
 
 def _after_fork_in_child() -> None:
+    # A child that a method has forked has nothing to stop, and is to end when told to.
+    # Now, and not in the handler: a signal in the first moment may wait for ever there.
+    for restore in list(_restorers):
+        restore()
     for service in list(_services):
         service.forget_parent()
 
@@ -414,15 +420,9 @@ def stop_on_signals(
     handlers back.
     """
     asked = False
-    process_id = os.getpid()
 
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal asked
-        if os.getpid() != process_id:
-            # In a child that a method has forked, which has nothing to stop.
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-            return
         if asked:
             log.warning("Stopped at once, by a second signal.")
             os._exit(128 + number)
@@ -437,9 +437,12 @@ def stop_on_signals(
     }
 
     def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        if restore in _restorers:
+            _restorers.remove(restore)
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
+    _restorers.append(restore)
     return restore
 
 
