@@ -56,6 +56,8 @@ class Site:
                     *("--app", "tests.neighbours.session_app:create_app"),
                     *("--bind", "127.0.0.1:0"),
                     *("--data-dir", str(self.manager.data_dir)),
+                    # With an address it starts no manager where ours was killed.
+                    *("--address", str(self.manager.address)),
                     *("--workers", "2"),
                     *("--threads", str(REQUESTS)),
                 ],
