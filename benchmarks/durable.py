@@ -19,8 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from state_server import image
 from state_server.addresses import Address
+from state_server.keeping import image
 from state_server.store import SqliteStore, StoredRow
 
 from .callers import Target, serve_crowd

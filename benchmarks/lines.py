@@ -20,7 +20,7 @@ from typing import Any
 import state_server
 from state_server import codec, wire
 from state_server.addresses import Address
-from state_server.link import Link, new_lane
+from state_server.client.link import Link, new_lane
 
 from .disks import resp
 from .kept import COMMON_KEY

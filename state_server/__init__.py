@@ -3,7 +3,7 @@
 See the README for the two commands that show it, and docs/ for the rest.
 """
 
-from .client import Client, connect
+from .client import Client, Handle, connect
 from .codec import allow
 from .errors import (
     ConfigError,
@@ -25,9 +25,8 @@ from .errors import (
     Unloadable,
     Unreachable,
 )
-from .handles import Handle
-from .journal import Unchanged, now, random
 from .manager import StateManager
+from .replayable import Unchanged, now, random
 from .sharing import readonly, share
 from .version import VERSION as __version__
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
-from . import image, journal
 from .errors import ConfigError
-from .residents import KEY_LENGTH_MAX
+from .keeping import image, journal
+from .messages import KEY_LENGTH_MAX
 from .sharing import checked_name
 from .store import StoredRow
 

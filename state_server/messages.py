@@ -16,6 +16,9 @@ Payload = bytes | memoryview
 #: The key of an object when the caller names none.
 DEFAULT_KEY = "default"
 
+#: Longest key of an object, in characters.
+KEY_LENGTH_MAX = 1024
+
 
 class Lane(NamedTuple):
     """One numbered sequence of calls of one client connection.

@@ -20,7 +20,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from . import journal
 from .data_folder import (
     HASH_SEED_FILE,
     STATE_FILE,
@@ -32,7 +31,7 @@ from .data_folder import (
 )
 from .dumps import line_of, rows_of
 from .errors import ConfigError, StoreError, Unloadable
-from .keeping import loaded
+from .keeping import journal, loaded
 from .sharing import Catalogue
 from .store import (
     SCHEMA_VERSION,

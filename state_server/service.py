@@ -23,7 +23,6 @@ from typing import Any, TextIO
 from . import codec, log_lines
 from . import settings as configuration
 from .addresses import Address
-from .conversation import Manners
 from .data_folder import (
     EXIT_LOCKED,
     STATE_FILE,
@@ -34,16 +33,15 @@ from .data_folder import (
     make_private_folder,
     write_whole,
 )
-from .engine import Engine, EngineLimits
+from .engine import Engine, EngineLimits, Manners
 from .errors import ConfigError, Denied, NotAllowed
-from .host import Host
+from .host import Host, HostLimits
 from .keeping import KeepingLimits
 from .listening import listen, wanted_address
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
 from .store import SqliteStore
-from .tickets import HostLimits
 from .version import VERSION
 
 log = logging.getLogger("state_server.service")

@@ -22,7 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from .commits import (
+from .data_folder import sync
+from .errors import ConfigError, StoreError
+from .keeping.commits import (
     Change,
     NeverWritten,
     ObjectName,
@@ -30,8 +32,6 @@ from .commits import (
     ReplyRecord,
     Stored,
 )
-from .data_folder import sync
-from .errors import ConfigError, StoreError
 
 log = logging.getLogger("state_server.store")
 

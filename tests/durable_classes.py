@@ -7,18 +7,16 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 from typing import Any
 
-from state_server import image
-from state_server.commits import (
+from state_server.host import Host, HostLimits, Resident
+from state_server.keeping import KeepingLimits, image
+from state_server.keeping.commits import (
     Change,
     ObjectName,
     RememberedReply,
     ReplyRecord,
     Stored,
 )
-from state_server.host import Host
-from state_server.keeping import KeepingLimits
 from state_server.sharing import Catalogue, SharedClass, describe_class, readonly
-from state_server.tickets import HostLimits, Resident
 
 from .fakes import PATIENCE_S, BareDesk, FakeClock, FakeConnection, heard
 

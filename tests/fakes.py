@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from state_server import codec, failures, wire
-from state_server.conversation import OWN_FORM
-from state_server.host import Host
+from state_server.engine.conversation import OWN_FORM
+from state_server.host import Form, Host, HostLimits, Resident, Ticket
 from state_server.messages import Call, Failure, Lane
 from state_server.sharing import Catalogue, SharedClass, describe_class
-from state_server.tickets import Form, HostLimits, Resident, Ticket
 
 BOOT_ID = b"the boot of now."
 OTHER_BOOT_ID = b"the boot before."

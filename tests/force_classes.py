@@ -18,7 +18,7 @@ from typing import Any
 
 from state_server import codec, failures, handshake, wire
 from state_server.addresses import parse_address
-from state_server.link import new_lane
+from state_server.client.link import new_lane
 from state_server.messages import Lane
 
 MODULE = "tests.force_classes"

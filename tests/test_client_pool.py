@@ -19,8 +19,11 @@ from hypothesis import given, settings
 
 from state_server import client as client_module
 from state_server import codec, failures, wire
-from state_server import pool as pool_module
 from state_server.client import Client, connect
+from state_server.client import pool as pool_module
+from state_server.client.link import new_lane
+from state_server.client.pool import Pool
+from state_server.client.stream import BrokenLink, TimeIsUp
 from state_server.errors import (
     ConfigError,
     Denied,
@@ -34,11 +37,8 @@ from state_server.errors import (
     Unanswered,
     Unreachable,
 )
-from state_server.link import new_lane
 from state_server.messages import Lane, running
-from state_server.pool import Pool
 from state_server.settings import ClientSettings
-from state_server.stream import BrokenLink, TimeIsUp
 
 from .fakes import BOOT_ID, OTHER_BOOT_ID, PATIENCE_S, FakeClock
 from .processes import ROOT

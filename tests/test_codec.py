@@ -31,10 +31,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import codec, own_classes, small_pickles
+from state_server import codec
+from state_server.codec import own_classes, small_pickles
+from state_server.codec.walk import checked_walk
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 from state_server.messages import Reference
-from state_server.walk import checked_walk
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from state_server import codec, walk
+from state_server import codec
+from state_server.codec import walk
 from state_server.errors import NotAllowed, TooLarge
 
 from .test_codec import ERRORS, VALUES, Bag, Point
@@ -622,7 +623,8 @@ def test_damaged_frames_raise_only_our_errors() -> None:
 
 WATCHER = """
 import pickle, resource, sys, time
-from state_server import codec, constructors
+from state_server import codec
+from state_server.codec import constructors
 from state_server.errors import NotAllowed, TooLarge
 
 constructors._known_zones()

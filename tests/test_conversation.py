@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from state_server import codec, handshake, wire
-from state_server.conversation import Answer, Conversation, Manners
+from state_server.engine.conversation import Answer, Conversation, Manners
 from state_server.errors import Denied, NotAllowed, Refused, StateServerError
 from state_server.messages import Call, Lane
 

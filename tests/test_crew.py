@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from state_server import crew as crew_module
-from state_server.crew import Continuation, Crew
+from state_server.engine import crew as crew_module
+from state_server.engine.crew import Continuation, Crew
 
 from .fakes import PATIENCE_S, Desk, FakeConnection, make_call
 from .processes import wait_until

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from state_server import commits, image
-from state_server.commits import Committer, NeverWritten
 from state_server.errors import Overloaded, StoreError
 from state_server.host import Host
-from state_server.keeping import KeepingLimits, StateKeeper
+from state_server.keeping import KeepingLimits, StateKeeper, commits, image
+from state_server.keeping.commits import Committer, NeverWritten
 from state_server.messages import Failure
 from state_server.sharing import describe_class
 

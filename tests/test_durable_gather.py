@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from state_server import commits
-from state_server.commits import Batch, Change, Committer, Phase
 from state_server.errors import StateServerError, StoreError
+from state_server.keeping import commits
+from state_server.keeping.commits import Batch, Change, Committer, Phase
 
 from .durable_classes import Count, DurableDesk, FakeStore
 from .fakes import PATIENCE_S, FakeConnection

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from state_server import image, journal
-from state_server.commits import Change, Committer
 from state_server.host import Host
-from state_server.keeping import KeepingLimits, StateKeeper
+from state_server.keeping import KeepingLimits, StateKeeper, image, journal
+from state_server.keeping.commits import Change, Committer
 from state_server.messages import Call
+from state_server.replayable import Unchanged
 from state_server.sharing import Catalogue, describe_class, readonly
 from state_server.store import SqliteStore
 
@@ -299,7 +299,7 @@ def test_readonly_methods_write_and_remember_nothing() -> None:
 _SETS = """
 import pickle, sys
 sys.path[:0] = [{root!r}]
-from state_server import image
+from state_server.keeping import image
 from tests.test_durable_keeping import Words
 words = Words()
 words.words = set({words!r})
@@ -640,7 +640,7 @@ def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
             raise ValueError(len(coins))
 
         def refuse(self, coins: bytes) -> None:
-            raise journal.Unchanged(ValueError(len(coins)))
+            raise Unchanged(ValueError(len(coins)))
 
         def leak(self, coins: bytes) -> Any:
             return threading.Lock()
@@ -752,7 +752,7 @@ def test_a_journal_begins_with_the_object_that_its_replay_begins_with(
             self.drawn: list[int] = []
 
         def refuse(self) -> None:
-            raise journal.Unchanged(LookupError())
+            raise Unchanged(LookupError())
 
         def draw(self) -> list[int]:
             self.drawn.append(self.left.pop())

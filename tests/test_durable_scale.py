@@ -6,7 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from state_server import image
+from state_server.keeping import image
 
 from .faults.hooks import Numbers
 from .processes import ManagerProcess

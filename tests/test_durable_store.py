@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from state_server.commits import Change, ReplyRecord
-from state_server.link import new_lane
+from state_server.client.link import new_lane
+from state_server.keeping.commits import Change, ReplyRecord
 from state_server.messages import Lane
 from state_server.store import SqliteStore, StoreFile
 

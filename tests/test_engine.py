@@ -13,9 +13,9 @@ import pytest
 
 import state_server
 from state_server import wire
-from state_server.connection import Connection
-from state_server.conversation import Manners
 from state_server.engine import Engine, EngineLimits
+from state_server.engine.connection import Connection
+from state_server.engine.conversation import Manners
 from state_server.host import Host
 from state_server.sharing import Catalogue, describe_class
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from state_server import codec
+from state_server.client import Handle
 from state_server.errors import NotOffered
-from state_server.handles import Handle
 from state_server.messages import Contract, Reference
 
 ROOM = Contract(

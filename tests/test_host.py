@@ -35,11 +35,9 @@ from state_server.errors import (
     Stale,
     Unanswered,
 )
-from state_server.host import Host
-from state_server.messages import Failure, Lane, running
-from state_server.residents import KEY_LENGTH_MAX
+from state_server.host import Host, Resident
+from state_server.messages import KEY_LENGTH_MAX, Failure, Lane, running
 from state_server.sharing import describe_class, describe_factory
-from state_server.tickets import Resident
 
 from .fakes import (
     BOOT_ID,

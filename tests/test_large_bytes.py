@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from state_server import bodies, codec, contexts
+from state_server import bodies, codec
+from state_server.codec import contexts
 from state_server.errors import NotAllowed, TooLarge
 
 LARGE = bytes(range(256)) * 256

@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 
-from state_server import Unanswered, image, journal, operating
+from state_server import Unanswered, operating
 from state_server.__main__ import main
 from state_server.data_folder import DataDirLock, DataDirLocked
 from state_server.dumps import line_of
 from state_server.errors import ConfigError, StoreError
 from state_server.host import Host
+from state_server.keeping import image, journal
 from state_server.sharing import Catalogue, describe_class
 from state_server.store import SqliteStore, StoredRow, StoreFile
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from state_server import poller as polling
-from state_server.poller import EpollPoller, Poller, SelectorPoller
+from state_server.engine import poller as polling
+from state_server.engine.poller import EpollPoller, Poller, SelectorPoller
 
 from .fakes import PATIENCE_S
 

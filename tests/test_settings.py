@@ -13,6 +13,7 @@ import pytest
 from state_server import settings
 from state_server.engine import EngineLimits
 from state_server.errors import ConfigError
+from state_server.host import HostLimits
 from state_server.integrations import flask
 from state_server.keeping import KeepingLimits
 from state_server.settings import (
@@ -30,7 +31,6 @@ from state_server.settings import (
     unknown_variables,
     variable,
 )
-from state_server.tickets import HostLimits
 
 RECORDS = (ManagerSettings, WebSettings, ClientSettings)
 needs_root_to_fail = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from state_server.addresses import parse_address
-from state_server.stream import BrokenLink, Stream, TimeIsUp
+from state_server.client.stream import BrokenLink, Stream, TimeIsUp
 
 from .fakes import PATIENCE_S
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..journal import now
+from ..replayable import now
 from ..session_answers import Answer, Outcome, Rule, holds_something
 from ..sharing import readonly
 

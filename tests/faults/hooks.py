@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from state_server.commits import Committer
-from state_server.connection import Connection
+from state_server.engine.connection import Connection
 from state_server.host import Host
 from state_server.keeping import StateKeeper
+from state_server.keeping.commits import Committer
 from state_server.store import SqliteStore
 from state_server.wire import DONE, kind_of
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import arrays, codec, contexts
+from state_server import codec
+from state_server.codec import arrays, contexts
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 
 np = pytest.importorskip("numpy", reason="numpy is not installed")

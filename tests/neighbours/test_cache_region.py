@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from state_server.codec.measures import ValueLimits
 from state_server.integrations import options
-from state_server.measures import ValueLimits
 from state_server.objects import expiry
 from state_server.objects.cache import (
     DIGITS_MAX,

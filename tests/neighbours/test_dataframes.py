@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state_server import arrays, codec, dataframe_spellings, dataframes
-from state_server.contexts import WriteContext
+from state_server import codec
+from state_server.codec import arrays, dataframe_spellings, dataframes
+from state_server.codec.contexts import WriteContext
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 
 np = pytest.importorskip("numpy", reason="numpy is not installed")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from state_server import codec
-from state_server.constructors import TABLE
+from state_server.codec.constructors import TABLE
 from state_server.messages import Reference
 
 pytest.importorskip("pandas", reason="pandas is not installed")

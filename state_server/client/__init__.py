@@ -1,0 +1,488 @@
+"""The client: calls with a deadline, made again by itself after a broken connection.
+
+Each call has an identity, (session, lane, number), so that the manager runs it once
+however often it is sent. A call whose outcome nobody can know ends in ``Unanswered``;
+the client never guesses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
+
+from .. import bodies, failures, wire
+from ..addresses import parse_address
+from ..errors import (
+    ConfigError,
+    NotShared,
+    Overloaded,
+    Refused,
+    StateServerError,
+    Stopping,
+    TooLarge,
+    Unanswered,
+    Unreachable,
+)
+from ..messages import DEFAULT_KEY, Contract, Lane, Payload, running
+from ..settings import (
+    APP_KEYS,
+    ClientSettings,
+    checked_timeout,
+    from_environment,
+    read_address_file,
+    read_authkey,
+    read_key_file,
+    unknown_variables,
+)
+from ..sharing import catalogue
+from .handles import Handle
+from .link import Link
+from .pool import Pool
+from .stream import BrokenLink, TimeIsUp
+
+__all__ = ["Client", "Handle", "connect"]
+
+log = logging.getLogger("state_server.client")
+
+T = TypeVar("T")
+
+#: Handles that a client keeps, for those who get one in each request. They hold no
+#: resources: when there are more, all are made anew.
+_HANDLES_MAX = 1024
+
+_NO_ARGUMENTS: tuple[bytes, Sequence[Payload]] = (b"", ())
+
+_BACKOFF_FIRST_S = 0.01
+_BACKOFF_MAX_S = 0.5
+
+#: A call that has not reached a manager for this long is logged, once.
+_WARN_AFTER_S = 1.0
+
+#: The clients of this process whose manager the environment names; ``next`` is atomic.
+_clients_of_environment = itertools.count()
+
+
+def connect(
+    address: str | tuple[str, int] | os.PathLike[str] | None = None,
+    authkey: bytes | str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    connections_max: int | None = None,
+    admin: bool = False,
+) -> Client:
+    """Return a client; nothing is connected before its first call.
+
+    ``address``: ``unix:///path``, ``tcp://host:port``, a path, or ``(host, port)``;
+    from ``STATE_SERVER_ADDRESS`` or the data folder if left out. ``authkey``: the key;
+    from ``STATE_SERVER_AUTHKEY``, ``STATE_SERVER_AUTHKEY_FILE`` or the data folder.
+    ``data_dir``: the manager's data folder; ``STATE_SERVER_DATA_DIR`` or ``var``.
+    ``timeout``: seconds until a call's deadline, 30 unless set. ``connections_max``:
+    the most connections at once. ``admin``: show the folder's admin key as well.
+
+    Raises ``ConfigError`` when one of these does not fit.
+    """
+    changes: dict[str, Any] = {}
+    if address is not None:
+        changes["address"] = str(parse_address(address))
+    if data_dir is not None:
+        changes["data_dir"] = Path(data_dir)
+        # A folder that is named here means more than an address in the environment.
+        changes.setdefault("address", None)
+    if address is None and data_dir is None and not next(_clients_of_environment):
+        _tell_unknown_variables()
+    if timeout is not None:
+        changes["timeout_s"] = checked_timeout(timeout)
+    if connections_max is not None:
+        if connections_max < 1:
+            raise ConfigError(f"connections_max is {connections_max}; it is 1 or more.")
+        changes["client_connections_max"] = connections_max
+    settings = from_environment(ClientSettings, os.environ, **changes)
+    if settings.address is not None:
+        parse_address(settings.address)
+    key = authkey.encode() if isinstance(authkey, str) else authkey
+    if key is not None and not key:
+        raise ConfigError("The authkey given is empty.")
+    return Client(settings, key, admin=admin)
+
+
+def _tell_unknown_variables() -> None:
+    """Log the variables with our prefix that nobody reads: a name may be misspelled."""
+    sentences = unknown_variables(os.environ, APP_KEYS)
+    if sentences:
+        log.warning("%s", " ".join(sentences))
+
+
+class Client:
+    """The way to one manager, for all threads, greenlets and forked children.
+
+    Make it with ``connect``. ``_contracts`` and ``_handles`` are written whole, one
+    entry at a time, so they need no lock (which a fork could leave held by nobody); the
+    pool guards itself.
+    """
+
+    def __init__(
+        self, settings: ClientSettings, key: bytes | None, *, admin: bool = False
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._admin = admin
+        self._pool = Pool(self._dial, settings.client_connections_max)
+        self._contracts: dict[str, Contract] = {}
+        self._handles: dict[tuple[type | str, str, float | None], Handle] = {}
+
+    def __repr__(self) -> str:
+        """Say where the manager is, and how many links there are."""
+        place = self._settings.address or f"data folder {self._settings.data_dir}"
+        return f"<Client of {place} {self._pool!r}>"
+
+    def __enter__(self) -> Client:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the client."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections of this client; the manager goes on."""
+        self._pool.close()
+
+    @overload
+    def get(
+        self, cls: type[T], key: str = ..., *, timeout: float | None = ...
+    ) -> T: ...
+
+    @overload
+    def get(self, cls: str, key: str = ..., *, timeout: float | None = ...) -> Any: ...
+
+    def get(
+        self,
+        cls: type[T] | str,
+        key: str = DEFAULT_KEY,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return a handle of the object ``key`` of a class, which is made on first use.
+
+        ``cls``: the class, or the name it is shared as. ``timeout``: seconds until the
+        deadline of its calls. Raises ``NotShared`` for a class that is not shared in
+        this process. The manager is not asked.
+        """
+        try:
+            return self._handles[cls, key, timeout]
+        except (KeyError, TypeError):
+            # The second for a key that is no text, and cannot be looked up either.
+            return self._new_handle(cls, key, timeout)
+
+    def _new_handle(self, cls: type | str, key: str, timeout: float | None) -> Handle:
+        name = cls if isinstance(cls, str) else catalogue.name_of(cls)
+        if not isinstance(key, str):
+            raise NotShared(f"The key of an object is text, not {key!r}.")
+        if timeout is not None:
+            timeout = checked_timeout(timeout)
+        handle = Handle(self, name, key, timeout)
+        if len(self._handles) >= _HANDLES_MAX:
+            self._handles.clear()
+        self._handles[cls, key, timeout] = handle
+        return handle
+
+    def ping(self, timeout: float | None = None) -> float:
+        """Return the seconds that the way to the manager and back takes."""
+        started = time.monotonic()
+        self.control("ping", timeout=timeout)
+        return time.monotonic() - started
+
+    def status(self, timeout: float | None = None) -> dict[str, Any]:
+        """Return the manager's numbers: objects, calls, connections, threads."""
+        return cast("dict[str, Any]", self.control("status", timeout=timeout))
+
+    def stop_manager(self, timeout: float | None = None) -> None:
+        """Ask the manager to stop; needs the admin key (``connect(admin=True)``)."""
+        self.control("stop", timeout=timeout)
+
+    def control(self, verb: str, *args: Any, timeout: float | None = None) -> Any:
+        """Ask the manager itself something."""
+        if timeout is not None:
+            timeout = checked_timeout(timeout)
+        return self.call(("", "", verb), args, {}, timeout)
+
+    @property
+    def location(self) -> tuple[str | None, str]:
+        """Return the address, if one was given, and the data folder."""
+        return self._settings.address, str(self._settings.data_dir.absolute())
+
+    @property
+    def restore(self) -> Callable[..., Handle]:
+        """Return what makes a pickled handle again, in whichever process."""
+        return restore_handle
+
+    def contract(
+        self, class_name: str, *, again: bool = False, timeout: float | None = None
+    ) -> Contract:
+        """Return what a class offers, asking the manager when it is not known."""
+        if not again:
+            known = self._contracts.get(class_name)
+            if known is not None:
+                return known
+        fields = self.control("describe", class_name, timeout=timeout)
+        contract = Contract(*fields)
+        self._contracts[class_name] = contract
+        return contract
+
+    # Calls ---------------------------------------------------------------------------
+
+    def call(
+        self,
+        target: tuple[str, str, str],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> Any:
+        """Call a method, named by (class, key, method), and return its result.
+
+        Raises what the method raised, or an error of the family.
+        """
+        body = _NO_ARGUMENTS
+        if args or kwargs:
+            # Before a connection is taken: what cannot be sent spoils none.
+            offset = wire.call_head_bytes(wire.pack_target(*target))
+            body = bodies.pack((args, kwargs), offset)
+        if timeout_s is None:
+            timeout_s = self._settings.timeout_s
+        deadline = time.monotonic() + timeout_s
+        reply = _Exchange(self._pool, target, body, deadline).run()
+        if reply.failed:
+            raise failures.error_from(failures.unpack(reply.body))
+        return bodies.unpack(reply.body, self._handle, read_only=True)
+
+    def _handle(self, class_name: str, key: str) -> Handle:
+        return Handle(self, class_name, key)
+
+    def _dial(self, lane: Lane, deadline: float) -> Link:
+        settings = self._settings
+        address = settings.address or read_address_file(settings.data_dir)
+        if address is None:
+            raise Unreachable(
+                "No manager runs with the data folder "
+                f"{settings.data_dir.absolute()}. Start one, or give an address."
+            )
+        key = self._key or read_authkey(settings, os.environ)
+        if key is None:
+            raise Unreachable(
+                f"There is no key in {settings.data_dir.absolute()}. Give authkey=, "
+                "set STATE_SERVER_AUTHKEY or STATE_SERVER_AUTHKEY_FILE, or name the "
+                "manager's data folder."
+            )
+        admin_key = None
+        if self._admin:
+            admin_key = read_key_file(settings.data_dir / "adminkey")
+        return Link(
+            parse_address(address),
+            key,
+            lane,
+            deadline,
+            admin_key,
+            settings.busy_poll_s,
+        )
+
+
+class _Exchange:
+    """One call on its way, through as many connections as it takes.
+
+    ``lane`` and ``number`` are set once the call may have reached a manager; from then
+    on it is only repeated under them, to a manager that can tell.
+    """
+
+    __slots__ = (
+        "body",
+        "deadline",
+        "first_boot",
+        "lane",
+        "number",
+        "pool",
+        "target",
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        target: tuple[str, str, str],
+        body: tuple[bytes, Sequence[Payload]],
+        deadline: float,
+    ) -> None:
+        self.pool = pool
+        self.target = target
+        self.body = body
+        self.deadline = deadline
+        self.lane: Lane | None = None
+        self.number = 0
+        self.first_boot = b""
+
+    def run(self) -> wire.Reply:
+        """Return the reply; raise when there is none before the deadline."""
+        backoff_s = _BACKOFF_FIRST_S
+        warn_at = time.monotonic() + _WARN_AFTER_S
+        former: Exception | None = None
+        while True:
+            try:
+                return self._try_once()
+            except (Unreachable, Overloaded, BrokenLink) as failure:
+                # A last try that ran out of time says less than the one before it.
+                late = isinstance(failure.__cause__, TimeIsUp)
+                error = former if late and former is not None else failure
+                former = error
+                remaining_s = self.deadline - time.monotonic()
+                pause_s = backoff_s * random.uniform(0.5, 1.0)
+                if pause_s >= remaining_s:
+                    self._give_up(error)
+                if time.monotonic() > warn_at:
+                    warn_at = self.deadline
+                    log.warning(
+                        "%s: %s Trying again for %.0f s.",
+                        self._named(),
+                        error,
+                        remaining_s,
+                    )
+                time.sleep(pause_s)
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+
+    def _try_once(self) -> wire.Reply:
+        link = self._link()
+        try:
+            if running.boot_id is not None:
+                _refuse_to_wait_for_oneself(link)
+            if self.lane is None:
+                link.number += 1
+                self.number = link.number
+            else:
+                link.number = self.number
+            reply = self._exchange(link)
+        except TooLarge:
+            # Found before a byte was sent: the link is as good as it was.
+            self.pool.give(link)
+            raise
+        except BaseException:
+            # Whatever it was: a reply may still come on this link, for nobody.
+            self.pool.drop(link)
+            raise
+        self.pool.give(link)
+        return reply
+
+    def _link(self) -> Link:
+        if self.lane is None:
+            return self.pool.take(self.deadline)
+        try:
+            return self.pool.redial(self.lane, self.deadline)
+        except (Unreachable, Overloaded):
+            raise
+        except StateServerError as error:
+            # What refuses the new connection has not refused the call that was sent.
+            raise Unanswered(
+                f"{self._named()} was sent, the connection broke, and the manager "
+                f"cannot be asked what became of it: {error}"
+            ) from error
+
+    def _exchange(self, link: Link) -> wire.Reply:
+        remaining_s = self.deadline - time.monotonic()
+        boot = self.first_boot or link.boot_id
+        target = wire.pack_target(*self.target)
+        body, rest = self.body
+        frame = wire.pack_call(self.number, remaining_s, boot, target, body)
+        size = len(frame) + (sum(map(len, rest)) if rest else 0)
+        if size > link.frame_bytes_max and self.lane is None:
+            raise TooLarge(
+                f"{self._named()} takes {size} bytes to call, the manager takes at "
+                f"most {link.frame_bytes_max} (frame_bytes_max). It was not sent."
+            )
+        try:
+            frame = wire.frame_head(size) + frame
+            reply = link.exchange(frame, self.deadline, rest)
+        except BrokenLink as error:
+            if error.sent:
+                self.lane, self.first_boot = link.lane, boot
+            raise
+        except TimeIsUp as error:
+            if error.sent or self.lane is not None:
+                raise Unanswered(
+                    f"{self._named()} was sent, but no answer came before the deadline."
+                ) from None
+            raise Unreachable(f"{self._named()} could not be sent in time.") from None
+        if reply.number != self.number:
+            self.lane, self.first_boot = link.lane, boot
+            raise BrokenLink("a reply to another call came", sent=True)
+        if reply.failed:
+            self._look_for_stopping(reply)
+        return reply
+
+    def _look_for_stopping(self, reply: wire.Reply) -> None:
+        """Go on to the next manager when this one is stopping: nothing has run.
+
+        It looks up what it remembers before it says so: a repeat has not run either.
+        """
+        failure = failures.unpack(reply.body)
+        if failure.code == Stopping.__name__:
+            self.lane, self.first_boot = None, b""
+            raise Stopping(failure.text)
+
+    def _give_up(self, error: Exception) -> None:
+        if self.lane is not None:
+            raise Unanswered(
+                f"{self._named()} was sent, the connection broke ({error}), and no "
+                "answer came before the deadline."
+            ) from error
+        if isinstance(error, StateServerError):
+            raise error
+        raise Unreachable(f"{self._named()} could not be sent: {error}.") from error
+
+    def _named(self) -> str:
+        class_name, key, method = self.target
+        return (
+            f"{class_name}/{key}.{method}" if class_name else f"The manager's {method}"
+        )
+
+
+def _refuse_to_wait_for_oneself(link: Link) -> None:
+    if running.boot_id == link.boot_id:
+        raise Refused(
+            f"A method of {running.name} called its own manager over the network; it "
+            "would wait for itself. Call the object from outside, or move the state "
+            "into one object."
+        )
+
+
+_restored: dict[tuple[str | None, str], Client] = {}
+_restored_lock = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    """Make the lock anew: a thread that exists in the parent only may have held it."""
+    global _restored_lock
+    _restored_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def restore_handle(
+    address: str | None,
+    data_dir: str,
+    class_name: str,
+    key: str,
+    timeout_s: float | None,
+) -> Handle:
+    """Return the handle that was pickled; one client for each manager and process."""
+    with _restored_lock:
+        client = _restored.get((address, data_dir))
+        if client is None:
+            client = connect(address, data_dir=data_dir)
+            _restored[address, data_dir] = client
+    return Handle(client, class_name, key, timeout_s)

@@ -1,0 +1,138 @@
+"""The objects in memory: found, built on first use, dropped when nobody calls them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from ..errors import Overloaded, TooLarge
+from ..keeping import Keeper, KeepingLimits, MemoryKeeper, StateKeeper
+from ..keeping.commits import Committer, ObjectName, Phase
+from ..keeping.journal import JournalKeeper
+from ..limits import Edge
+from ..messages import KEY_LENGTH_MAX, Call
+from ..sharing import Catalogue, SharedClass
+from .tickets import HostLimits, Resident
+from .turns import check_offered
+
+log = logging.getLogger("state_server.host")
+
+
+class Residents:
+    """All objects in memory. Every method is called under the host's lock."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        limits: HostLimits,
+        keeping: KeepingLimits,
+        committer: Committer | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._catalogue = catalogue
+        self._limits = limits
+        self._keeping = keeping
+        self._committer = committer
+        self._clock = clock
+        self._residents: dict[ObjectName, Resident] = {}
+        #: Those that can come back from disk: by their idle time, then by last use.
+        self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
+        self._edge = Edge(log, "objects in memory", limits.objects_max)
+
+    def __len__(self) -> int:
+        """Return how many objects are in memory."""
+        return len(self._residents)
+
+    def __iter__(self) -> Iterator[Resident]:
+        """Return the objects in memory."""
+        return iter(self._residents.values())
+
+    def find(self, call: Call) -> Resident:
+        """Return the object that a call is for; it is built in its first turn.
+
+        Raises ``NotShared``, ``NotOffered``, ``TooLarge`` for its key, ``Overloaded``.
+        """
+        name = (call.class_name, call.key)
+        resident = self._residents.get(name)
+        if resident is not None:
+            return resident
+        shared = self._catalogue.get(call.class_name)
+        if shared is not None and shared.name != call.class_name:
+            # A name that the class had before: the same objects.
+            return self.find(call._replace(class_name=shared.name))
+        if shared is None:
+            raise self._catalogue.not_shared(call.class_name)
+        if not call.key or len(call.key) > KEY_LENGTH_MAX:
+            raise TooLarge(
+                f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
+            )
+        check_offered(shared.contract, call)
+        if self._edge.reached(len(self._residents)) and not self._make_room():
+            raise Overloaded(
+                f"{len(self._residents)} objects are in memory, the limit "
+                "(objects_max)."
+            )
+        resident = self.add(name, shared)
+        if shared.durable and self._committer is not None:
+            alike = self._evictable.setdefault(shared.idle_timeout_s, OrderedDict())
+            alike[name] = resident
+            resident.is_evictable = True
+        return resident
+
+    def add(self, name: ObjectName, shared: SharedClass) -> Resident:
+        """Return a new object, not built yet."""
+        resident = Resident(name, shared, self._keeper(name, shared))
+        self._residents[name] = resident
+        return resident
+
+    def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
+        if shared.durable == "journal" and self._committer is not None:
+            limit = self._keeping.journal_bytes_max
+            return JournalKeeper(name, shared, self._committer, limit)
+        if shared.durable == "journal" and not shared.rollback:
+            # Likely too large to be pickled for each call, which an undo would need.
+            return MemoryKeeper(shared)
+        if shared.durable or shared.rollback:
+            committer = self._committer if shared.durable else None
+            return StateKeeper(name, shared, committer, self._keeping)
+        return MemoryKeeper(shared)
+
+    def note_use(self, resident: Resident) -> None:
+        """Take note that an object that can come back from disk was called now."""
+        resident.used_at = self._clock()
+        self._evictable[resident.shared.idle_timeout_s].move_to_end(
+            resident.object_name
+        )
+
+    def sweep(self) -> None:
+        """Let objects leave memory that nobody has called for a while."""
+        now = self._clock()
+        for timeout_s, alike in self._evictable.items():
+            horizon = now - (timeout_s or self._limits.idle_timeout_s)
+            for resident in list(itertools.islice(alike.values(), 1000)):
+                if resident.used_at > horizon:
+                    break
+                self._evict(resident)
+
+    def _make_room(self) -> bool:
+        """Drop the object that was used least recently; tell whether there is one."""
+        by_use = [alike.values() for alike in self._evictable.values()]
+        oldest = heapq.merge(*by_use, key=lambda resident: resident.used_at)
+        # Busy ones are passed over; a bound, because the lock is held.
+        return any(self._evict(resident) for resident in itertools.islice(oldest, 1000))
+
+    def _evict(self, resident: Resident) -> bool:
+        """Drop an object if it can come back as it is; tell whether it could."""
+        batch = resident.batch
+        if resident.current is not None or not resident.used_at:
+            return False
+        if batch is not None and batch.phase is Phase.FILLING:
+            return False
+        del self._evictable[resident.shared.idle_timeout_s][resident.object_name]
+        del self._residents[resident.object_name]
+        resident.is_evictable = False
+        self._edge.left(len(self._residents))
+        return True
