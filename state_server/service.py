@@ -24,7 +24,10 @@ from . import codec, log_lines
 from . import settings as configuration
 from .addresses import Address
 from .data_folder import (
+    ADDRESS_FILE,
+    ADMIN_KEY_FILE,
     EXIT_LOCKED,
+    KEY_FILE,
     STATE_FILE,
     DataDirLock,
     DataDirLocked,
@@ -227,7 +230,7 @@ class Service:
             self._listener = None
             if self.address is not None and self.address.path is not None:
                 Path(self.address.path).unlink(missing_ok=True)
-            (self._settings.data_dir / "address").unlink(missing_ok=True)
+            (self._settings.data_dir / ADDRESS_FILE).unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -461,21 +464,21 @@ def stop_with_parent(descriptor: int, stop: Callable[[], None]) -> None:
 def _key(settings: ManagerSettings) -> bytes:
     key = configuration.read_authkey(settings, os.environ)
     if key is None:
-        path = settings.authkey_file or settings.data_dir / "authkey"
+        path = settings.authkey_file or settings.data_dir / KEY_FILE
         key = make_key_file(path)
         log.info("A new key was written to %s.", path)
     return key
 
 
 def _admin_key(data_dir: Path) -> bytes:
-    path = data_dir / "adminkey"
+    path = data_dir / ADMIN_KEY_FILE
     return configuration.read_key_file(path) or make_key_file(path)
 
 
 def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
-        write_whole(data_dir / "address", f"{address}\n".encode())
+        write_whole(data_dir / ADDRESS_FILE, f"{address}\n".encode())
     except OSError as error:
         raise ConfigError(
             f"The address cannot be written to {data_dir}: {error}."

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast, overload
 
 from .. import bodies, failures, wire
 from ..addresses import parse_address
+from ..data_folder import ADMIN_KEY_FILE
 from ..errors import (
     ConfigError,
     NotShared,
@@ -283,7 +284,7 @@ class Client:
             )
         admin_key = None
         if self._admin:
-            admin_key = read_key_file(settings.data_dir / "adminkey")
+            admin_key = read_key_file(settings.data_dir / ADMIN_KEY_FILE)
         return Link(
             parse_address(address),
             key,
