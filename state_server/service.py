@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from . import codec, log_lines
 from . import settings as configuration
@@ -48,6 +48,9 @@ from .store import SqliteStore
 from .version import VERSION
 
 log = logging.getLogger("state_server.service")
+
+#: The records of limits that a room is given.
+Limits = TypeVar("Limits", HostLimits, KeepingLimits, EngineLimits)
 
 #: The exit code of the command when a setting must change.
 EXIT_CONFIG = 2
@@ -120,7 +123,7 @@ class Service:
             settings.allow_md5,
         )
         host.start()
-        self._engine = Engine(manners, _engine_limits(settings))
+        self._engine = Engine(manners, _limits(EngineLimits, settings))
         self._engine.start(self._listener)
         _write_address(settings.data_dir, self.address)
         log.info(
@@ -141,8 +144,8 @@ class Service:
         self._host = Host(
             shared,
             epoch + os.urandom(8),
-            _host_limits(settings),
-            _keeping_limits(settings),
+            _limits(HostLimits, settings),
+            _limits(KeepingLimits, settings),
             store,
         )
         if store is not None:
@@ -485,17 +488,6 @@ def _write_address(data_dir: Path, address: Address) -> None:
         ) from error
 
 
-def _host_limits(settings: ManagerSettings) -> HostLimits:
-    return HostLimits(**{name: getattr(settings, name) for name in HostLimits._fields})
-
-
-def _keeping_limits(settings: ManagerSettings) -> KeepingLimits:
-    return KeepingLimits(
-        **{name: getattr(settings, name) for name in KeepingLimits._fields}
-    )
-
-
-def _engine_limits(settings: ManagerSettings) -> EngineLimits:
-    return EngineLimits(
-        **{name: getattr(settings, name) for name in EngineLimits._fields}
-    )
+def _limits(record: type[Limits], settings: ManagerSettings) -> Limits:
+    """Return the limits of one room, each of which is a setting of the same name."""
+    return record(**{name: getattr(settings, name) for name in record._fields})
