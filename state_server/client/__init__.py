@@ -3,6 +3,9 @@
 Each call has an identity, (session, lane, number), so that the manager runs it once
 however often it is sent. A call whose outcome nobody can know ends in ``Unanswered``;
 the client never guesses.
+
+Behind this door: ``handles`` are what users hold; ``pool`` has all connections of one
+client, ``link`` is one of them, and ``stream`` its bytes, with a deadline.
 """
 
 from __future__ import annotations

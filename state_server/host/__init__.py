@@ -2,6 +2,9 @@
 
 The engine gives calls in with ``submit`` and lends its threads to ``run``. What the
 host decides, it decides under its one lock; the object's own code runs outside it.
+
+Behind this door: ``tickets`` has the records, ``residents`` the objects in memory,
+``lanes`` what is remembered of each lane; ``turns`` runs an object's code.
 """
 
 from __future__ import annotations
