@@ -1,7 +1,8 @@
 """The data folder of a manager: private, in use by one process, its files whole.
 
-Who may enter it, who holds it, and how its small files are written. What stands in them
-is told elsewhere: keys and address in ``settings``, the state in ``store``.
+Who may enter it, who holds it, what its files are called, and how the small ones are
+written. What stands in them is told elsewhere: keys and address in ``settings``, the
+state in ``store``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,20 @@ from pathlib import Path
 
 from .errors import ConfigError
 
+#: The key that callers show, and the one that operators show beside it.
+KEY_FILE = "authkey"
+ADMIN_KEY_FILE = "adminkey"
+
+#: The URL of the manager while one runs, and the socket that it listens on by default.
+ADDRESS_FILE = "address"
+SOCKET_FILE = "manager.sock"
+
 #: The file of the state, and that of the hash seed, which journals are replayed under.
 STATE_FILE = "state.db"
 HASH_SEED_FILE = "hashseed"
+
+#: Locked by the manager that uses the folder; it holds its process id.
+_LOCK_FILE = "manager.lock"
 
 #: The exit code of a command that found the folder in use by another manager.
 EXIT_LOCKED = 3
@@ -57,7 +69,7 @@ class DataDirLock:
 
     def __init__(self, data_dir: Path) -> None:
         """Take the lock; raise ``DataDirLocked`` when another process holds it."""
-        path = data_dir / "manager.lock"
+        path = data_dir / _LOCK_FILE
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -87,7 +99,7 @@ def data_dir_is_locked(data_dir: Path) -> bool:
 def lock_holder(data_dir: Path) -> int | None:
     """Return the process id of the living manager of a data folder; 0 if unknown."""
     try:
-        descriptor = os.open(data_dir / "manager.lock", os.O_RDWR)
+        descriptor = os.open(data_dir / _LOCK_FILE, os.O_RDWR)
     except OSError:
         return None
     try:

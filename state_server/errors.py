@@ -9,6 +9,11 @@ the object's own code raised.
 from __future__ import annotations
 
 
+def full_name(cls: type) -> str:
+    """Return the module and name of a class, as errors name it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 class StateServerError(Exception):
     """The root of everything this package raises.
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from .addresses import Address, parse_address
+from .data_folder import SOCKET_FILE
 from .errors import ConfigError
 from .settings import ManagerSettings
 
@@ -24,7 +25,7 @@ def wanted_address(settings: ManagerSettings) -> Address:
         address = Address(host="127.0.0.1", port=0)
     else:
         # Absolute, because clients read it in folders of their own.
-        address = parse_address(settings.data_dir.absolute() / "manager.sock")
+        address = parse_address(settings.data_dir.absolute() / SOCKET_FILE)
     if address.is_wildcard and not settings.allow_wildcard:
         raise ConfigError(
             f"The address {address} lets any machine connect, and the connection is "

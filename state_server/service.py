@@ -18,13 +18,16 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from . import codec, log_lines
 from . import settings as configuration
 from .addresses import Address
 from .data_folder import (
+    ADDRESS_FILE,
+    ADMIN_KEY_FILE,
     EXIT_LOCKED,
+    KEY_FILE,
     STATE_FILE,
     DataDirLock,
     DataDirLocked,
@@ -45,6 +48,9 @@ from .store import SqliteStore
 from .version import VERSION
 
 log = logging.getLogger("state_server.service")
+
+#: The records of limits that a room is given.
+Limits = TypeVar("Limits", HostLimits, KeepingLimits, EngineLimits)
 
 #: The exit code of the command when a setting must change.
 EXIT_CONFIG = 2
@@ -117,7 +123,7 @@ class Service:
             settings.allow_md5,
         )
         host.start()
-        self._engine = Engine(manners, _engine_limits(settings))
+        self._engine = Engine(manners, _limits(EngineLimits, settings))
         self._engine.start(self._listener)
         _write_address(settings.data_dir, self.address)
         log.info(
@@ -138,8 +144,8 @@ class Service:
         self._host = Host(
             shared,
             epoch + os.urandom(8),
-            _host_limits(settings),
-            _keeping_limits(settings),
+            _limits(HostLimits, settings),
+            _limits(KeepingLimits, settings),
             store,
         )
         if store is not None:
@@ -227,7 +233,7 @@ class Service:
             self._listener = None
             if self.address is not None and self.address.path is not None:
                 Path(self.address.path).unlink(missing_ok=True)
-            (self._settings.data_dir / "address").unlink(missing_ok=True)
+            (self._settings.data_dir / ADDRESS_FILE).unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -461,38 +467,27 @@ def stop_with_parent(descriptor: int, stop: Callable[[], None]) -> None:
 def _key(settings: ManagerSettings) -> bytes:
     key = configuration.read_authkey(settings, os.environ)
     if key is None:
-        path = settings.authkey_file or settings.data_dir / "authkey"
+        path = settings.authkey_file or settings.data_dir / KEY_FILE
         key = make_key_file(path)
         log.info("A new key was written to %s.", path)
     return key
 
 
 def _admin_key(data_dir: Path) -> bytes:
-    path = data_dir / "adminkey"
+    path = data_dir / ADMIN_KEY_FILE
     return configuration.read_key_file(path) or make_key_file(path)
 
 
 def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
-        write_whole(data_dir / "address", f"{address}\n".encode())
+        write_whole(data_dir / ADDRESS_FILE, f"{address}\n".encode())
     except OSError as error:
         raise ConfigError(
             f"The address cannot be written to {data_dir}: {error}."
         ) from error
 
 
-def _host_limits(settings: ManagerSettings) -> HostLimits:
-    return HostLimits(**{name: getattr(settings, name) for name in HostLimits._fields})
-
-
-def _keeping_limits(settings: ManagerSettings) -> KeepingLimits:
-    return KeepingLimits(
-        **{name: getattr(settings, name) for name in KeepingLimits._fields}
-    )
-
-
-def _engine_limits(settings: ManagerSettings) -> EngineLimits:
-    return EngineLimits(
-        **{name: getattr(settings, name) for name in EngineLimits._fields}
-    )
+def _limits(record: type[Limits], settings: ManagerSettings) -> Limits:
+    """Return the limits of one room, each of which is a setting of the same name."""
+    return record(**{name: getattr(settings, name) for name in record._fields})

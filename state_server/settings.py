@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from .data_folder import ADDRESS_FILE, KEY_FILE
 from .errors import ConfigError
 
 PREFIX = "STATE_SERVER_"
@@ -24,23 +25,24 @@ PREFIX = "STATE_SERVER_"
 #: line, where every user of the machine can read it.
 SECRETS = ("AUTHKEY",)
 
-#: Names with our prefix in ``app.config``, which an app may fill from its environment.
-APP_KEYS = (
-    "TIMEOUT",
-    "HANDLE_ERRORS",
-    "SESSIONS",
-    "SESSION_NAMESPACE",
-    "SESSION_CONFLICT",
-    "SESSION_BYTES_MAX",
-    "SESSION_TOUCH_SHARE",
-    "SESSION_TIMEOUT",
-    "SESSIONS_MAX",
-)
+#: Names with our prefix in ``app.config``, which an app may fill from its environment:
+#: those of sessions, with the field of ``SessionConfig`` that each sets, and all. Those
+#: of a client's settings, and ``SECRETS``, are keys there as well.
+SESSION_KEYS = {
+    "SESSION_NAMESPACE": "namespace",
+    "SESSION_CONFLICT": "conflict",
+    "SESSION_BYTES_MAX": "bytes_max",
+    "SESSIONS_MAX": "count_max",
+    "SESSION_TOUCH_SHARE": "touch_share",
+    "SESSION_TIMEOUT": "call_timeout_s",
+}
+APP_KEYS = ("TIMEOUT", "HANDLE_ERRORS", "SESSIONS", *SESSION_KEYS)
 
 MEBIBYTE = 1024 * 1024
 
 
-def _boolean(text: str) -> bool:
+def parse_boolean(text: str) -> bool:
+    """Return what a word for true or false means; raise ``ValueError`` for others."""
     words = {"1": True, "true": True, "yes": True, "on": True}
     words |= {"0": False, "false": False, "no": False, "off": False}
     try:
@@ -124,10 +126,10 @@ class ManagerSettings(CommonSettings):
         100, _whole(1), "lines of one kind that are logged in a second"
     )
     allow_md5: bool = _setting(
-        True, _boolean, "accept stock clients of Python 3.10 and 3.11"
+        True, parse_boolean, "accept stock clients of Python 3.10 and 3.11"
     )
     allow_wildcard: bool = _setting(
-        False, _boolean, "permit an address that any machine can reach"
+        False, parse_boolean, "permit an address that any machine can reach"
     )
     backlog: int = _setting(4096, _whole(1), "connections waiting to be accepted")
     connections_max: int = _setting(10_000, _whole(1), "open connections")
@@ -169,7 +171,7 @@ class ManagerSettings(CommonSettings):
     )
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
     memory: bool = _setting(
-        False, _boolean, "keep nothing on disk; everything is forgotten at the end"
+        False, parse_boolean, "keep nothing on disk; everything is forgotten at the end"
     )
     state_bytes_max: int = _setting(MEBIBYTE, _whole(1024), "kept state of one object")
     state_bytes_warn: int = _setting(
@@ -182,7 +184,7 @@ class ManagerSettings(CommonSettings):
         300.0, _seconds, "time without a call after which an object leaves memory"
     )
     development: bool = _setting(
-        False, _boolean, "check that read-only methods change nothing"
+        False, parse_boolean, "check that read-only methods change nothing"
     )
     call_timeout_max_s: float = _setting(
         300.0, _seconds, "longest deadline of a call; longer ones are cut to it"
@@ -313,7 +315,7 @@ def from_command_line(
         prog=program, description=description, allow_abbrev=False
     )
     for setting in dataclasses.fields(record):
-        is_switch = setting.metadata["parse"] is _boolean
+        is_switch = setting.metadata["parse"] is parse_boolean
         parser.add_argument(
             "--" + setting.name.replace("_", "-"),
             dest=setting.name,
@@ -417,7 +419,7 @@ def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes 
     if text is not None:
         return _nonempty(text.encode(), f"the variable {variable('AUTHKEY')}")
     if settings.authkey_file is None:
-        return read_key_file(settings.data_dir / "authkey")
+        return read_key_file(settings.data_dir / KEY_FILE)
     key = read_key_file(settings.authkey_file)
     if key is None:
         raise ConfigError(
@@ -441,7 +443,7 @@ def read_key_file(path: Path) -> bytes | None:
 def read_address_file(data_dir: Path) -> str | None:
     """Return the URL that a manager wrote into its data folder, or ``None``."""
     try:
-        return (data_dir / "address").read_text().strip() or None
+        return (data_dir / ADDRESS_FILE).read_text().strip() or None
     except OSError:
         return None
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
-from .errors import ConfigError, NotShared
+from .errors import ConfigError, NotShared, full_name
 from .messages import Contract
 
 #: The special methods that a handle offers when the class defines them.
@@ -173,8 +173,8 @@ class Catalogue:
         name = self._names.get(cls)
         if name is None:
             raise NotShared(
-                f"The class {_path(cls)} is not shared in this process. Decorate it "
-                "with @share, call share() on it, or pass the name it is shared as."
+                f"The class {full_name(cls)} is not shared in this process. Decorate "
+                "it with @share, call share() on it, or pass the name it is shared as."
             )
         return name
 
@@ -334,7 +334,7 @@ def describe_class(
         name=chosen,
         build=functools.partial(cls, *args, **(kwargs or {})),
         contract=contract,
-        source=_path(cls),
+        source=full_name(cls),
         cls=cls,
         slow=slow,
         ready_made=ready_made,
@@ -356,7 +356,7 @@ def _check_iterable(cls: type, option: str, value: object) -> None:
     """Refuse a text where a tuple is wanted: its letters would be taken for names."""
     if isinstance(value, str) or not isinstance(value, Iterable | None):
         raise ConfigError(
-            f"{_path(cls)}: {option} is a tuple or a list, not {value!r}. Is a "
+            f"{full_name(cls)}: {option} is a tuple or a list, not {value!r}. Is a "
             f"comma missing, as in {option}=({value!r},)?"
         )
 
@@ -366,16 +366,16 @@ def _check_keeping(
 ) -> None:
     if idle_timeout is not None and not idle_timeout > 0:
         raise ConfigError(
-            f"{_path(cls)}: idle_timeout is a number of seconds above 0, not "
+            f"{full_name(cls)}: idle_timeout is a number of seconds above 0, not "
             f"{idle_timeout!r}."
         )
     if durable not in (True, False, "state", "journal"):
         raise ConfigError(
-            f'{_path(cls)}: durable is True, False or "journal", not {durable!r}.'
+            f'{full_name(cls)}: durable is True, False or "journal", not {durable!r}.'
         )
     if not isinstance(version, int) or version < 1:
         raise ConfigError(
-            f"{_path(cls)}: a version is a whole number from 1, not {version!r}."
+            f"{full_name(cls)}: a version is a whole number from 1, not {version!r}."
         )
 
 
@@ -392,7 +392,7 @@ def _readonly_names(
     unknown = names - contract.methods - contract.properties
     if unknown:
         raise ConfigError(
-            f"{_path(cls)} declares {sorted(unknown)} read-only, which it does not "
+            f"{full_name(cls)} declares {sorted(unknown)} read-only, which it does not "
             "offer."
         )
     for name in contract.methods | contract.properties:
@@ -453,12 +453,12 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
         sort = _sort(cls, attribute) if _is_public(attribute) else None
         if sort is None:
             raise ConfigError(
-                f"{_path(cls)} cannot expose {attribute!r}: it is not a public method, "
-                "a property or a container method of the class."
+                f"{full_name(cls)} cannot expose {attribute!r}: it is not a public "
+                "method, a property or a container method of the class."
             )
         if attribute in RESERVED_NAMES:
             raise ConfigError(
-                f"{_path(cls)} offers {attribute!r}, a name that handles use "
+                f"{full_name(cls)} offers {attribute!r}, a name that handles use "
                 "themselves. Rename it, or leave it out with exposed=."
             )
         if sort == "method":
@@ -537,10 +537,6 @@ def _check_callable(cls: type, attribute: str) -> None:
     function = inspect.unwrap(getattr(cls, attribute))
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigError(
-            f"{_path(cls)}.{attribute} is async; the manager calls plain methods only. "
-            "Make it a plain method, or leave it out with exposed=."
+            f"{full_name(cls)}.{attribute} is async; the manager calls plain methods "
+            "only. Make it a plain method, or leave it out with exposed=."
         )
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

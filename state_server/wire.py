@@ -48,12 +48,26 @@ PROTOCOL_VERSION = 1
 CALL_BEGINS = bytes((MARK, CALL))
 
 _LENGTH = struct.Struct("!i")
+_LENGTH_BYTES = _LENGTH.size
 _LENGTH_MAX = 0x7FFFFFFF
 _LONG_LENGTH = struct.Struct("!Q")
 _HELLO = struct.Struct("!BBH16s16s32s32s")
 _WELCOME = struct.Struct("!BB16sQ32sBQ")
-_CALL = struct.Struct("!BBQd16sBHB")
+_CALL_HEAD = struct.Struct("!BBQd16s")
+_NAME_SIZES = struct.Struct("!BHB")
+_CALL = struct.Struct(_CALL_HEAD.format + _NAME_SIZES.format.lstrip("!"))
 _REPLY = struct.Struct("!BBQ")
+_REPLY_FRAME = struct.Struct(_LENGTH.format + _REPLY.format.lstrip("!"))
+
+#: Where in a call its target begins (the sizes of the names, and the names); where in a
+#: call, and in a target, the names themselves do.
+_TARGET_AT = _CALL_HEAD.size
+_NAMES_AT = _CALL.size
+_NAMES_AT_IN_TARGET = _NAME_SIZES.size
+
+#: How many bytes of a reply stand before its value, and how many of one in a frame.
+REPLY_HEAD_BYTES = _REPLY.size
+_REPLY_FRAME_HEAD_BYTES = _REPLY_FRAME.size
 
 
 # Frames ------------------------------------------------------------------------------
@@ -79,10 +93,11 @@ def whole_payload(data: bytes, bytes_max: int) -> bytes | None:
 
     This is the common case, and needs no ``FrameReader``.
     """
-    if len(data) < 4:
+    if len(data) < _LENGTH_BYTES:
         return None
     (size,) = _LENGTH.unpack_from(data)
-    return data[4:] if 0 <= size == len(data) - 4 and size <= bytes_max else None
+    is_whole = 0 <= size == len(data) - _LENGTH_BYTES
+    return data[_LENGTH_BYTES:] if is_whole and size <= bytes_max else None
 
 
 #: A frame of this size or more is received into memory of its own, where it stays,
@@ -150,15 +165,17 @@ class FrameReader:
     def next(self) -> Payload | None:
         """Return the next frame that is already here whole, or ``None``."""
         available = len(self._buffer) - self._start
-        if available < 4:
+        if available < _LENGTH_BYTES:
             return None
-        head = 4
+        head = _LENGTH_BYTES
         (size,) = _LENGTH.unpack_from(self._buffer, self._start)
         if size == -1:
-            if available < 12:
+            head += _LONG_LENGTH.size
+            if available < head:
                 return None
-            head = 12
-            (size,) = _LONG_LENGTH.unpack_from(self._buffer, self._start + 4)
+            (size,) = _LONG_LENGTH.unpack_from(
+                self._buffer, self._start + _LENGTH_BYTES
+            )
         if size < 0:
             raise NotAllowed(f"A frame cannot have the length {size}.")
         if size > self.bytes_max:
@@ -315,10 +332,7 @@ def pack_target(class_name: str, key: str, method: str) -> bytes:
             "A class name and a method have at most 255 bytes, a key 65,535; got "
             f"{len(name)}, {len(verb)} and {len(text)}."
         )
-    return struct.pack("!BHB", len(name), len(text), len(verb)) + name + text + verb
-
-
-_CALL_HEAD = struct.Struct("!BBQd16s")
+    return _NAME_SIZES.pack(len(name), len(text), len(verb)) + name + text + verb
 
 
 def pack_call(
@@ -340,10 +354,11 @@ def unpack_call(payload: Payload, lane: Lane) -> Call:
         _, _, number, remaining_s, boot, name_size, key_size, method_size = (
             _CALL.unpack_from(payload)
         )
-        body_at = 38 + name_size + key_size + method_size
+        body_at = _NAMES_AT + name_size + key_size + method_size
         if body_at > len(payload):
             raise NotAllowed("A call ends in the middle of a name.")
-        names = (_names_kept if body_at <= 256 else _names)(bytes(payload[34:body_at]))
+        names_of = _names_kept if body_at <= _NAMES_KEPT_TO else _names
+        names = names_of(bytes(payload[_TARGET_AT:body_at]))
         body, size = payload[body_at:], len(payload)
         fields = (*names, body, remaining_s, lane, number, boot, size)
         # As Call(*fields) does, in a third of the time.
@@ -354,21 +369,20 @@ def unpack_call(payload: Payload, lane: Lane) -> Call:
 
 def _names(target: bytes) -> tuple[str, str, str]:
     """Return class name, key and method; ``target`` begins with their lengths."""
-    key_at = 4 + target[0]
-    method_at = len(target) - target[3]
+    name_size, key_size, _ = _NAME_SIZES.unpack_from(target)
+    key_at = _NAMES_AT_IN_TARGET + name_size
+    method_at = key_at + key_size
     return (
-        str(target[4:key_at], "utf-8"),
+        str(target[_NAMES_AT_IN_TARGET:key_at], "utf-8"),
         str(target[key_at:method_at], "utf-8"),
         str(target[method_at:], "utf-8"),
     )
 
 
-#: The last few short ones: most calls name what was named before.
+#: The last few short ones, whose calls have their names before this offset: most calls
+#: name what was named before.
+_NAMES_KEPT_TO = 256
 _names_kept = functools.lru_cache(maxsize=1024)(_names)
-
-
-#: How many bytes of a reply stand before its value.
-REPLY_HEAD_BYTES = _REPLY.size
 
 
 def pack_reply(number: int, failed: bool, body: bytes) -> bytes:
@@ -381,18 +395,16 @@ def pack_parts(number: int, body: bytes, rest: Sequence[Payload]) -> Payload:
     return _joined(_REPLY.pack(MARK, DONE, number) + body, rest)
 
 
-_REPLY_FRAME = struct.Struct("!iBBQ")
-
-
 def whole_reply(data: bytes) -> Reply | None:
     """Return the reply if ``data`` is one small frame, whole and alone."""
-    if len(data) < 14:
+    if len(data) < _REPLY_FRAME_HEAD_BYTES:
         return None
     size, mark, kind, number = _REPLY_FRAME.unpack_from(data)
-    if size != len(data) - 4 or mark != MARK or not DONE <= kind <= FAILED:
+    if size != len(data) - _LENGTH_BYTES or mark != MARK or not DONE <= kind <= FAILED:
         return None
     # As Reply(…) does, in a third of the time.
-    return tuple.__new__(Reply, (number, kind == FAILED, data[14:]))
+    body = data[_REPLY_FRAME_HEAD_BYTES:]
+    return tuple.__new__(Reply, (number, kind == FAILED, body))
 
 
 def unpack_reply(payload: Payload) -> Reply:
@@ -403,7 +415,7 @@ def unpack_reply(payload: Payload) -> Reply:
         raise NotAllowed("A reply is shorter than its head.") from None
     if mark != MARK or kind not in (DONE, FAILED):
         raise NotAllowed("A frame came where a reply was expected.")
-    return Reply(number, kind == FAILED, payload[10:])
+    return Reply(number, kind == FAILED, payload[REPLY_HEAD_BYTES:])
 
 
 GOODBYE_FRAME = framed(bytes((MARK, GOODBYE)))

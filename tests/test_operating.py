@@ -307,7 +307,7 @@ def test_a_backup_that_fails_leaves_nothing(
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("state_server.store.sync", fail)
+    monkeypatch.setattr("state_server.store.reading.sync", fail)
     with pytest.raises(OSError, match="No space"):
         operating.back_up(data_dir, target, force=True)
     assert target.read_text() == "precious"

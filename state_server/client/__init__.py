@@ -3,6 +3,9 @@
 Each call has an identity, (session, lane, number), so that the manager runs it once
 however often it is sent. A call whose outcome nobody can know ends in ``Unanswered``;
 the client never guesses.
+
+Behind this door: ``handles`` are what users hold; ``pool`` has all connections of one
+client, ``link`` is one of them, and ``stream`` its bytes, with a deadline.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, TypeVar, cast, overload
 
 from .. import bodies, failures, wire
 from ..addresses import parse_address
+from ..data_folder import ADMIN_KEY_FILE
 from ..errors import (
     ConfigError,
     NotShared,
@@ -283,7 +287,7 @@ class Client:
             )
         admin_key = None
         if self._admin:
-            admin_key = read_key_file(settings.data_dir / "adminkey")
+            admin_key = read_key_file(settings.data_dir / ADMIN_KEY_FILE)
         return Link(
             parse_address(address),
             key,

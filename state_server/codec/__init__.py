@@ -28,12 +28,11 @@ from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import ConfigError, NotAllowed, TooLarge
+from ..errors import ConfigError, NotAllowed, TooLarge, full_name
 from ..messages import Reference
 from . import own_classes
 from .constructors import PATHS, TABLE, builtin_error, look_up
 from .contexts import BUFFER_BYTES_MIN, BUFFERS_MAX, ReadContext, WriteContext
-from .entries import full_name
 from .large_bytes import enveloped
 from .measures import DEFAULT_LIMITS, ValueLimits
 from .refusals import Foreign, refusal

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ..errors import full_name
+
 #: What an instance takes after it was made.
 NOTHING, ITEMS, PAIRS, MEMBERS = "nothing", "items", "pairs", "members"
 #: Whether an instance takes a state after it was made.
@@ -53,8 +55,3 @@ class Entry:
         if isinstance(self.make, type):
             return full_name(self.make)
         return str(self.make.__name__).lstrip("_")
-
-
-def full_name(cls: type) -> str:
-    """Return the module and name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"

@@ -13,7 +13,8 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 
-from .entries import ITEMS, MAY, NEVER, NOTHING, PAIRS, Entry, full_name
+from ..errors import full_name
+from .entries import ITEMS, MAY, NEVER, NOTHING, PAIRS, Entry
 
 #: What was given to ``allow``: by module and qualified name, and by class.
 allowed_names: dict[tuple[str, str], Entry] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 
-from .entries import full_name
+from ..errors import full_name
 from .own_classes import reason_against
 from .small_pickles import ATOMS
 

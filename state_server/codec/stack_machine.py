@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import NotAllowed
-from .entries import MUST, NEVER, NOTHING, Entry, full_name
+from ..errors import NotAllowed, full_name
+from .entries import MUST, NEVER, NOTHING, Entry
 from .measures import FLAT_SIZE, ValueLimits, over
 
 #: What a value on the abstract stack is, as far as it matters.

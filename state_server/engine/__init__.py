@@ -11,6 +11,10 @@ Rules, each with a test that fails without it:
   that hangs up is still noticed.
 * Silent peers, half frames, slow readers, too many of anything: each has a limit, and
   reaching it disturbs nobody else.
+
+Behind this door: ``poller`` tells which sockets are ready, ``connection`` is one of
+them; ``conversation`` is what is said on it, with ``stock`` clients in their language;
+``crew`` has the threads, and who leads.
 """
 
 from __future__ import annotations

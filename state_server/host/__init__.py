@@ -2,6 +2,9 @@
 
 The engine gives calls in with ``submit`` and lends its threads to ``run``. What the
 host decides, it decides under its one lock; the object's own code runs outside it.
+
+Behind this door: ``tickets`` has the records, ``residents`` the objects in memory,
+``lanes`` what is remembered of each lane; ``turns`` runs an object's code.
 """
 
 from __future__ import annotations
@@ -254,6 +257,11 @@ class Host:
     def _admit(
         self, call: Call, destination: Destination
     ) -> tuple[Payload | None, Resident | None]:
+        """Return a reply that is remembered, or the object whose turn it is now.
+
+        Under the lock, and without a function of its own for each step: every call of
+        every object comes through here. What refuses a call is apart.
+        """
         memory = None
         if call.lane is not None:
             memory = self._lanes.get(call.lane, destination)
@@ -266,27 +274,12 @@ class Host:
         if not call.remaining_s > 0:
             raise Expired(f"The deadline of {call.name}.{call.method} has passed.")
         if self._pending >= self.limits.pending_max:
-            self._pending_edge.reached(self._pending)
-            raise Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
+            raise self._too_many_wait()
         if self._pending_bytes >= self.limits.pending_bytes_max:
-            self._pending_bytes_edge.reached(self._pending_bytes)
-            raise Overloaded(
-                f"{self._pending_bytes} bytes of calls wait, the limit is "
-                f"{self.limits.pending_bytes_max} (pending_bytes_max)."
-            )
+            raise self._too_many_bytes_wait()
         resident = self._residents.find(call)
         if len(resident.queue) >= self.limits.queue_max:
-            if not resident.is_full:
-                resident.is_full = True
-                log.warning(
-                    "Limit reached: %d calls wait for %s.",
-                    len(resident.queue),
-                    call.name,
-                )
-            raise Overloaded(
-                f"{len(resident.queue)} calls wait for {call.name}, the limit "
-                "(queue_max)."
-            )
+            raise self._too_many_wait_for(resident)
         remaining_s = min(call.remaining_s, self.limits.call_timeout_max_s)
         ticket = Ticket(
             call, destination, self._clock() + remaining_s, resident, memory
@@ -302,6 +295,26 @@ class Host:
             return None, resident
         resident.queue.append(ticket)
         return None, None
+
+    def _too_many_wait(self) -> Overloaded:
+        self._pending_edge.reached(self._pending)
+        return Overloaded(f"{self._pending} calls wait, the limit (pending_max).")
+
+    def _too_many_bytes_wait(self) -> Overloaded:
+        self._pending_bytes_edge.reached(self._pending_bytes)
+        return Overloaded(
+            f"{self._pending_bytes} bytes of calls wait, the limit is "
+            f"{self.limits.pending_bytes_max} (pending_bytes_max)."
+        )
+
+    def _too_many_wait_for(self, resident: Resident) -> Overloaded:
+        waiting = len(resident.queue)
+        if not resident.is_full:
+            resident.is_full = True
+            log.warning("Limit reached: %d calls wait for %s.", waiting, resident.name)
+        return Overloaded(
+            f"{waiting} calls wait for {resident.name}, the limit (queue_max)."
+        )
 
     def _check_history(self, call: Call) -> None:
         """Refuse a call that another manager may have run, unless the store can tell.

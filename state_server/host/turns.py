@@ -107,18 +107,12 @@ class Performer:
                 )
             return reply, keeper.kept(call, readonly=readonly)
         except StateServerError as error:
-            log.warning("%s.%s was not done: %s", call.name, call.method, error)
-            self._undo(resident, readonly=False)
-            if not keeper.undoes:
-                error = RemoteError(
-                    f"{call.name}.{call.method} ran, but its result cannot travel: "
-                    f"{error}"
-                )
-            return form.refused(call, error), None
+            return self._not_done(resident, ticket, error), None
 
     def _failed(
         self, resident: Resident, ticket: Ticket, error: BaseException, *, ran: bool
     ) -> bytes:
+        """Answer a call that was refused before its method, or whose method raised."""
         call, form = ticket.call, ticket.destination.form
         if isinstance(error, StateServerError) and not ran:
             log.info("%s.%s refused: %s", call.name, call.method, error)
@@ -137,6 +131,19 @@ class Performer:
             exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
         )
         return form.raised(call, error)
+
+    def _not_done(
+        self, resident: Resident, ticket: Ticket, error: StateServerError
+    ) -> bytes:
+        """Answer a call whose result cannot travel, or whose state cannot be kept."""
+        call = ticket.call
+        log.warning("%s.%s was not done: %s", call.name, call.method, error)
+        self._undo(resident, readonly=False)
+        if not resident.keeper.undoes:
+            error = RemoteError(
+                f"{call.name}.{call.method} ran, but its result cannot travel: {error}"
+            )
+        return ticket.destination.form.refused(call, error)
 
     def _broken(
         self, resident: Resident, ticket: Ticket, error: BaseException

@@ -13,27 +13,15 @@ from typing import Any
 import state_server
 
 from ..errors import ConfigError
-from ..settings import read_key_file
+from ..settings import SESSION_KEYS, parse_boolean, read_key_file, variable
 from .session_store import SessionConfig, namespace_of
 
 #: The keys that say which manager an app asks.
-MANAGER_KEYS = (
-    "STATE_SERVER_ADDRESS",
-    "STATE_SERVER_DATA_DIR",
-    "STATE_SERVER_AUTHKEY",
-    "STATE_SERVER_AUTHKEY_FILE",
-)
+MANAGER_KEYS = tuple(map(variable, ("ADDRESS", "DATA_DIR", "AUTHKEY", "AUTHKEY_FILE")))
 
 #: The keys that say something of sessions, by the field of ``SessionConfig`` that they
 #: set.
-SESSION_KEYS = {
-    "namespace": "STATE_SERVER_SESSION_NAMESPACE",
-    "conflict": "STATE_SERVER_SESSION_CONFLICT",
-    "bytes_max": "STATE_SERVER_SESSION_BYTES_MAX",
-    "count_max": "STATE_SERVER_SESSIONS_MAX",
-    "touch_share": "STATE_SERVER_SESSION_TOUCH_SHARE",
-    "call_timeout_s": "STATE_SERVER_SESSION_TIMEOUT",
-}
+_KEY_OF_FIELD = {field: variable(name) for name, field in SESSION_KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ def read_config(values: Mapping[str, Any], app_name: str) -> Config:
     """Return the checked configuration; raises ``ConfigError`` naming key and value."""
 
     def read(name: str, check: Callable[[str, Any], Any], default: Any = None) -> Any:
-        key = f"STATE_SERVER_{name}"
+        key = variable(name)
         value = values.get(key)
         return default if value is None else check(key, value)
 
@@ -98,11 +86,11 @@ def _read_sessions(
     """Return what was decided about sessions; ``timeout``: that of the other calls."""
     config = SessionConfig("app")
     given: dict[str, Any] = {}
-    if values.get(SESSION_KEYS["namespace"]) is None:
+    if values.get(_KEY_OF_FIELD["namespace"]) is None:
         given["namespace"] = namespace_of(app_name)
     if timeout is not None:
         given["call_timeout_s"] = min(timeout, config.call_timeout_s)
-    for field, key in SESSION_KEYS.items():
+    for field, key in _KEY_OF_FIELD.items():
         value = values.get(key)
         if value is not None:
             given[field] = value
@@ -111,7 +99,7 @@ def _read_sessions(
         try:
             config = replace(config, **{field: value})
         except ConfigError as error:
-            raise ConfigError(f"{SESSION_KEYS[field]}: {error}") from None
+            raise ConfigError(f"{_KEY_OF_FIELD[field]}: {error}") from None
     return config
 
 
@@ -148,10 +136,8 @@ def _seconds(key: str, value: Any) -> float:
 
 
 def _boolean(key: str, value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True}
-    words |= {"false": False, "no": False, "off": False, "0": False}
     # Python's own spelling, False, is no JSON: it arrives as text, which would be true.
     try:
-        return words[str(value).strip().lower()]
-    except KeyError:
+        return parse_boolean(str(value))
+    except ValueError:
         raise ConfigError(f"{key} is {value!r}; expected true or false") from None

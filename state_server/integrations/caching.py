@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from .call_keys import key_of_call
 from .region_cache import RegionCache
 from .serializers import CodecSerializer
 
-__all__ = ["CodecSerializer", "StateServerCache"]
+__all__ = ["CodecSerializer", "FlightRules", "StateServerCache"]
 
 log = logging.getLogger("state_server.cache")
 
@@ -37,6 +38,34 @@ R = TypeVar("R")
 #: How often one who waits for another's computation asks: first, and at most.
 _ASK_FIRST_S = 0.005
 _ASK_MAX_S = 0.1
+
+
+@dataclass(frozen=True)
+class FlightRules:
+    """How those who miss one value at the same time share its computation.
+
+    The fields are the options of ``StateServerCache.get_or_compute``. Raises
+    ``ValueError`` for those that do not fit.
+    """
+
+    stale_s: float
+    lease_s: float
+    wait_s: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no time to wait."""
+        waits_below_zero = self.wait_s is not None and self.wait_s < 0
+        if self.stale_s < 0 or self.lease_s <= 0 or waits_below_zero:
+            raise ValueError(
+                f"stale_s={self.stale_s!r}, lease_s={self.lease_s!r}, "
+                f"wait_s={self.wait_s!r}: these are seconds, and a lease takes longer "
+                "than none."
+            )
+
+    @property
+    def longest_wait_s(self) -> float:
+        """Return the seconds after which one who waits computes for itself."""
+        return 2 * self.lease_s if self.wait_s is None else self.wait_s
 
 
 class StateServerCache(RegionCache):
@@ -70,38 +99,11 @@ class StateServerCache(RegionCache):
 
         What ``function`` raises is raised here, and the next one tries. In an outage
         it is just called. A value that is too large is logged and not stored; one that
-        may not travel raises ``NotAllowed``.
+        may not travel raises ``NotAllowed``, and an option that does not fit
+        ``ValueError``.
         """
-        if not single_flight:
-            found, value = self._unpacked(self._call("get", self._full(key)))
-            if not found:
-                value = function()
-                self._unless_too_large(self.set, key, value, timeout)
-            return value  # type: ignore[no-any-return]
-        state, value = self._ask(key, stale_s, lease_s, wait_s)
-        if state == "value":
-            return value  # type: ignore[no-any-return]
-        if state == "none":
-            return function()
-        token, began = value, time.monotonic()
-        stored = False
-        try:
-            computed = function()
-            stored = self._unless_too_large(
-                self._set_leased, key, token, computed, timeout, stale_s
-            )
-        finally:
-            if not stored:
-                self._release(key, token)
-        if time.monotonic() - began > lease_s:
-            log.warning(
-                "Computing %.100r took %.1f s, longer than its lease of %g s "
-                "(lease_s): somebody else may have computed it, too.",
-                key,
-                time.monotonic() - began,
-                lease_s,
-            )
-        return computed
+        rules = FlightRules(stale_s, lease_s, wait_s) if single_flight else None
+        return self._get_or_compute(key, function, timeout, rules)
 
     def cached(
         self,
@@ -118,8 +120,9 @@ class StateServerCache(RegionCache):
         ``key``: the key, or a function of the same arguments that returns it; if left
         out, the name of the function and its arguments, which must then be text,
         bytes, numbers, ``None``, or lists and tuples of them. The other options are
-        those of ``get_or_compute``.
+        those of ``get_or_compute``. Raises ``ValueError`` for one that does not fit.
         """
+        rules = FlightRules(stale_s, lease_s, wait_s) if single_flight else None
 
         def decorate(function: Callable[..., R]) -> Callable[..., R]:
             signature = inspect.signature(function)
@@ -130,38 +133,66 @@ class StateServerCache(RegionCache):
                     name = key_of_call(function, signature, args, kwargs)
                 else:
                     name = key(*args, **kwargs) if callable(key) else key
-                return self.get_or_compute(
-                    name,
-                    lambda: function(*args, **kwargs),
-                    timeout,
-                    single_flight=single_flight,
-                    stale_s=stale_s,
-                    lease_s=lease_s,
-                    wait_s=wait_s,
+                return self._get_or_compute(
+                    name, lambda: function(*args, **kwargs), timeout, rules
                 )
 
             return wrapper
 
         return decorate
 
-    def _ask(
-        self, key: str, stale_s: float, lease_s: float, wait_s: float | None
-    ) -> tuple[str, Any]:
+    def _get_or_compute(
+        self,
+        key: str,
+        function: Callable[[], R],
+        timeout: int | timedelta | None,
+        rules: FlightRules | None,
+    ) -> R:
+        """Return the value as ``get_or_compute``; without rules nobody waits."""
+        if rules is None:
+            found, value = self._unpacked(self._call("get", self._full(key)))
+            if not found:
+                value = function()
+                self._unless_too_large(self.set, key, value, timeout)
+            return value  # type: ignore[no-any-return]
+        state, value = self._ask(key, rules)
+        if state == "value":
+            return value  # type: ignore[no-any-return]
+        if state == "none":
+            return function()
+        token, began = value, time.monotonic()
+        stored = False
+        try:
+            computed = function()
+            stored = self._unless_too_large(
+                self._set_leased, key, token, computed, timeout, rules
+            )
+        finally:
+            if not stored:
+                self._release(key, token)
+        took_s = time.monotonic() - began
+        if took_s > rules.lease_s:
+            log.warning(
+                "Computing %.100r took %.1f s, longer than its lease of %g s "
+                "(lease_s): somebody else may have computed it, too.",
+                key,
+                took_s,
+                rules.lease_s,
+            )
+        return computed
+
+    def _ask(self, key: str, rules: FlightRules) -> tuple[str, Any]:
         """Return ("value", it), ("lease", a token), or ("none", nothing at all).
 
         With a lease the caller is to compute and store. With nothing it is to compute
         without storing: there is an outage, or it has waited long enough.
         """
-        if stale_s < 0 or lease_s <= 0 or (wait_s is not None and wait_s < 0):
-            raise ValueError(
-                f"stale_s={stale_s!r}, lease_s={lease_s!r}, wait_s={wait_s!r}: these "
-                "are seconds, and a lease takes longer than none."
-            )
         full = self._full(key)
-        deadline = time.monotonic() + (2 * lease_s if wait_s is None else wait_s)
+        deadline = time.monotonic() + rules.longest_wait_s
         pause_s = _ASK_FIRST_S
+        may_be_stale = rules.stale_s > 0
         while True:
-            answer = self._call("get_or_lease", full, lease_s, stale_s > 0)
+            answer = self._call("get_or_lease", full, rules.lease_s, may_be_stale)
             if answer is None:
                 return "none", None
             state, value = answer
@@ -184,15 +215,16 @@ class StateServerCache(RegionCache):
         token: tuple[int, int],
         value: Any,
         timeout: int | timedelta | None,
-        stale_s: float,
+        rules: FlightRules,
     ) -> bool:
         packed = self._packed(value)
         if packed is None:
             return False
         timeout_s = self._timeout_s(timeout)
         name = self._full(key)
-        stored = self._write("set_leased", name, token, packed, timeout_s, stale_s)
-        return bool(stored)
+        return bool(
+            self._write("set_leased", name, token, packed, timeout_s, rules.stale_s)
+        )
 
     def _release(self, key: str, token: tuple[int, int]) -> None:
         self._call("release", self._full(key), token)

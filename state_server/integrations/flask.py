@@ -52,6 +52,7 @@ import state_server
 
 from ..errors import StateServerError
 from ..messages import DEFAULT_KEY
+from ..settings import variable
 from .app_config import Config, read_config
 from .session_store import SessionStore
 from .sessions import StateServerSessionInterface
@@ -111,21 +112,11 @@ class StateServer:
         session_timeout: float | None = None,
         sessions_max: int | None = None,
     ) -> None:
-        self._defaults: dict[str, object] = {
-            "STATE_SERVER_ADDRESS": address,
-            "STATE_SERVER_DATA_DIR": data_dir,
-            "STATE_SERVER_AUTHKEY": authkey,
-            "STATE_SERVER_AUTHKEY_FILE": authkey_file,
-            "STATE_SERVER_TIMEOUT": timeout,
-            "STATE_SERVER_HANDLE_ERRORS": handle_errors,
-            "STATE_SERVER_SESSIONS": sessions,
-            "STATE_SERVER_SESSION_NAMESPACE": session_namespace,
-            "STATE_SERVER_SESSION_CONFLICT": session_conflict,
-            "STATE_SERVER_SESSION_BYTES_MAX": session_bytes_max,
-            "STATE_SERVER_SESSION_TOUCH_SHARE": session_touch_share,
-            "STATE_SERVER_SESSION_TIMEOUT": session_timeout,
-            "STATE_SERVER_SESSIONS_MAX": sessions_max,
-        }
+        # Taken here, where the arguments are all there is: each but the app is an
+        # option, called as its key is.
+        given = dict(locals())
+        del given["self"], given["app"]
+        self._defaults = {variable(option): value for option, value in given.items()}
         if app is not None:
             self.init_app(app)
 

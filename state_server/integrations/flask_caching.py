@@ -137,9 +137,7 @@ class _Flight:
     """
 
     key: str
-    stale_s: float
-    lease_s: float
-    wait_s: float | None
+    rules: caching.FlightRules
     asked: bool = False
     token: tuple[int, int] | None = None
 
@@ -192,7 +190,7 @@ class StateServerCache(caching.StateServerCache, BaseCache):
         if flight is None or flight.asked or flight.key != key:
             return super().get(key)
         flight.asked = True
-        state, value = self._ask(key, flight.stale_s, flight.lease_s, flight.wait_s)
+        state, value = self._ask(key, flight.rules)
         if state == "lease":
             flight.token = value
         return value if state == "value" else None
@@ -202,7 +200,7 @@ class StateServerCache(caching.StateServerCache, BaseCache):
         flight = _flight.get()
         if flight is None or flight.token is None or flight.key != key:
             return super().set(key, value, timeout)
-        stored = self._set_leased(key, flight.token, value, timeout, flight.stale_s)
+        stored = self._set_leased(key, flight.token, value, timeout, flight.rules)
         if stored:
             flight.token = None
         return stored
@@ -286,7 +284,8 @@ class Cache(flask_caching.Cache):
                 return chosen(*args, **kwargs)  # type: ignore[no-any-return]
             return decorated.make_cache_key(*args, use_request=True, **kwargs)  # type: ignore[no-any-return]
 
-        return self._sharing(decorate, key_of, stale_s, lease_s, wait_s)
+        rules = caching.FlightRules(stale_s, lease_s, wait_s)
+        return self._sharing(decorate, key_of, rules)
 
     def memoize(
         self,
@@ -312,15 +311,14 @@ class Cache(flask_caching.Cache):
                 key = decorated.make_cache_key(decorated.uncached, *args, **kwargs)
             return key  # type: ignore[no-any-return]
 
-        return self._sharing(decorate, key_of, stale_s, lease_s, wait_s)
+        rules = caching.FlightRules(stale_s, lease_s, wait_s)
+        return self._sharing(decorate, key_of, rules)
 
     def _sharing(
         self,
         decorate: Callable[[Any], Any],
         key_of: Callable[..., str],
-        stale_s: float,
-        lease_s: float,
-        wait_s: float | None,
+        rules: caching.FlightRules,
     ) -> Callable[[Any], Any]:
         """Return a decorator whose calls share what the library has them compute.
 
@@ -341,7 +339,7 @@ class Cache(flask_caching.Cache):
                 except Exception:
                     # The library meets the same error, and knows what to do then.
                     return decorated(*args, **kwargs)
-                flight = _Flight(key, stale_s, lease_s, wait_s)
+                flight = _Flight(key, rules)
                 try:
                     with _during(_flight, flight):
                         return decorated(*args, **kwargs)

@@ -3,6 +3,10 @@
 A keeper holds the live object. It is used by the thread whose turn the object is, and
 by no other. What it wants on disk it returns as a ``Change``; when that is committed is
 not its business.
+
+Here are the keeper of whole states and the one that keeps nothing; ``journal`` has the
+one that logs calls. ``image`` is a state as bytes, and ``commits`` the committer, which
+has the changes written.
 """
 
 from __future__ import annotations

@@ -689,6 +689,8 @@ def test_option_that_does_not_fit(
     option, value = next(iter(options.items()))
     with pytest.raises(ValueError, match=f"{option}={value}"):
         make_cache().get_or_compute("key", lambda: 1, **options)
+    with pytest.raises(ValueError, match=f"{option}={value}"):
+        make_cache().cached(**options)
 
 
 # The decorator -----------------------------------------------------------------------

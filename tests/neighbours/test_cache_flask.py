@@ -630,6 +630,17 @@ def test_error_in_a_view_passes_the_lease_on(make_app: MakeApp) -> None:
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize("name", ["cached", "memoize"])
+def test_option_that_does_not_fit_is_refused_where_it_stands(name: str) -> None:
+    """Seconds that make no sense are refused when a function is decorated.
+
+    At a call the library would take the error for one of the backend's, and go on.
+    """
+    decorate = getattr(ours.Cache(), name)
+    with pytest.raises(ValueError, match="lease_s=0"):
+        decorate(60, single_flight=True, lease_s=0)
+
+
 def test_decorated_functions_call_each_other(make_app: MakeApp) -> None:
     """A shared view that calls a shared function and asks the cache holds nobody up."""
     app = make_app()

@@ -1,4 +1,7 @@
-"""The store: state on disk, in SQLite. The only room that touches ``sqlite3``.
+"""The store: state on disk, in SQLite. Only this package touches ``sqlite3``.
+
+Here is what the committer writes to; ``database`` is the file's own life, ``reading``
+one moment of it, for all but the manager.
 
 WAL with synchronous=FULL: a commit that returned is on disk. A commit that failed may
 be on disk all the same (its pages were written and only the sync failed); a later
@@ -17,14 +20,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from .data_folder import sync
-from .errors import ConfigError, StoreError
-from .keeping.commits import (
+from ..errors import ConfigError, StoreError
+from ..keeping.commits import (
     Change,
     NeverWritten,
     ObjectName,
@@ -32,10 +33,27 @@ from .keeping.commits import (
     ReplyRecord,
     Stored,
 )
+from .database import (
+    NEW_EPOCH,
+    SCHEMA_VERSION,
+    StoredRow,
+    fold_log,
+    look_at,
+    make_empty,
+    opened,
+)
+from .reading import StoreFile
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Inserted",
+    "SqliteStore",
+    "StoreFile",
+    "StoredRow",
+    "fold_log",
+]
 
 log = logging.getLogger("state_server.store")
-
-SCHEMA_VERSION = 1
 
 #: A file up to this size is looked through for damage at each start, in about a quarter
 #: of a second; a larger one by `python -m state_server check` only.
@@ -44,34 +62,6 @@ _CHECKED_BYTES_MAX = 64 * 1024 * 1024
 #: The log grows while somebody reads an old state, a backup for instance. This much of
 #: it is kept afterwards: to write into a file is quicker than to make it longer.
 _LOG_BYTES_KEPT = 64 * 1024 * 1024
-
-_SCHEMA = """
-create table about (name text primary key, value blob not null) without rowid;
-create table objects (
-    class text not null,
-    key text not null,
-    version integer not null,
-    generation integer not null,
-    image blob not null,
-    primary key (class, key)
-);
-create table entries (
-    class text not null,
-    key text not null,
-    generation integer not null,
-    entry blob not null,
-    primary key (class, key, generation)
-) without rowid;
-create table replies (
-    lane blob primary key,
-    session blob not null,
-    number integer not null,
-    payload blob,
-    committed_at real not null
-) without rowid;
-create table fence (id integer primary key check (id = 1), count integer not null);
-insert into fence values (1, 0);
-"""
 
 _PUT_OBJECTS = """
 insert into objects (class, key, version, generation, image) values {rows}
@@ -86,27 +76,6 @@ payload = excluded.payload, committed_at = excluded.committed_at
 #: Rows that one statement writes. The interpreter is given up around each statement,
 #: and a busy leader is slow to give it back: a few large ones beat many small ones.
 _ROWS_AT_ONCE = (64, 16, 4, 1)
-_NEW_EPOCH = "update about set value = ? where name = 'epoch'"
-
-#: Pages that are copied at a stretch; a signal is heard in between.
-_COPIED_PAGES = 1024
-_PROBLEMS_MAX = 100
-
-
-class StoredRow(NamedTuple):
-    """An object on disk, and its journalled calls, each with its generation."""
-
-    name: ObjectName
-    version: int
-    generation: int
-    image: bytes
-    entries: tuple[tuple[int, bytes], ...] = ()
-
-    @property
-    def stored(self) -> Stored:
-        """Return it as the host loads it."""
-        entries = tuple(entry for _, entry in self.entries)
-        return Stored(self.version, self.generation, self.image, entries)
 
 
 class Inserted(NamedTuple):
@@ -138,14 +107,14 @@ class SqliteStore:
         self._recaller_lock = threading.Lock()
         try:
             if path.exists():
-                _look_at(path, bytes_checked=_CHECKED_BYTES_MAX)
+                look_at(path, bytes_checked=_CHECKED_BYTES_MAX)
             else:
-                _make(path)
-            self._writer = _opened(path, busy_timeout_s)
+                make_empty(path)
+            self._writer = opened(path, busy_timeout_s)
             try:
                 self.epoch = self._prepare()
-                self._reader = _opened(path, busy_timeout_s)
-                self._recaller = _opened(path, busy_timeout_s)
+                self._reader = opened(path, busy_timeout_s)
+                self._recaller = opened(path, busy_timeout_s)
             except BaseException:
                 self._writer.close()
                 raise
@@ -358,7 +327,7 @@ class SqliteStore:
             for row in rows:
                 counts[self._insert_one(row, replace)] += 1
             if counts["added"] or counts["replaced"]:
-                self._writer.execute(_NEW_EPOCH, (os.urandom(8),))
+                self._writer.execute(NEW_EPOCH, (os.urandom(8),))
             self._writer.execute("commit")
         except sqlite3.Error as error:
             self._roll_back()
@@ -402,197 +371,6 @@ class SqliteStore:
                 log.warning("The rollback failed as well: %s.", error)
 
 
-def _look_at(path: Path, *, bytes_checked: int = 0) -> None:
-    """Raise an error if a file is none of ours, without changing a byte of it.
-
-    Opening a database for writing may change it: its journal mode, or what the log
-    next to it brings. Hence this comes first, by a connection that cannot write.
-    ``bytes_checked``: a file up to this size is looked through for damage as well.
-    """
-    if path.stat().st_size == 0:
-        raise sqlite3.DatabaseError("the file is empty")
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-    )
-    try:
-        about = dict(connection.execute("select name, value from about").fetchall())
-        if path.stat().st_size <= bytes_checked:
-            problems = _damage(connection, "quick_check")
-            if problems:
-                raise sqlite3.DatabaseError(problems[0])
-    finally:
-        connection.close()
-    version = int(about.get("schema_version", 0))
-    if version != SCHEMA_VERSION or "epoch" not in about:
-        raise sqlite3.DatabaseError(
-            f"it was written by a release with schema {version}, this one has "
-            f"{SCHEMA_VERSION}"
-        )
-
-
-class StoreFile:
-    """One moment of a store, read-only, beside a running manager or without one.
-
-    Everything is read in one transaction: what is read fits together however much the
-    manager writes meanwhile, and a copy never begins anew. The manager is not held up,
-    but its log cannot be folded into its file before this one is closed.
-    """
-
-    def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
-        """Open the file; raise ``StoreError`` when it is not a store or is damaged."""
-        self.path = path
-        try:
-            self._connection = sqlite3.connect(
-                _address_for_reading(path),
-                uri=True,
-                timeout=busy_timeout_s,
-                isolation_level=None,
-            )
-            try:
-                self._connection.execute("begin")
-                rows = self._connection.execute("select name, value from about")
-                self.about: dict[str, bytes] = dict(rows.fetchall())
-                self.schema_version = int(self.about.get("schema_version", 0))
-            except BaseException:
-                self._connection.close()
-                raise
-        except (sqlite3.Error, ValueError) as error:
-            raise StoreError(f"{path} cannot be read as state: {error}.") from error
-
-    def __repr__(self) -> str:
-        """Say which file it is."""
-        return f"<StoreFile {self.path}>"
-
-    def __enter__(self) -> StoreFile:
-        """Return the file."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
-
-    def damage(self) -> list[str]:
-        """Return what SQLite finds wrong with the whole file, a hundred at the most."""
-        return _damage(self._connection, "integrity_check")
-
-    def count(self, table: str) -> int:
-        """Return how many rows ``objects``, ``entries`` or ``replies`` has."""
-        try:
-            rows = self._connection.execute(f"select count(*) from {table}")
-            return int(rows.fetchone()[0])
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-
-    def rows(self) -> Iterator[StoredRow]:
-        """Give every object, by class and key; raise ``StoreError`` for damage."""
-        entries_of = (
-            "select generation, entry from entries where class = ? and key = ? "
-            "and generation > ? order by generation"
-        )
-        try:
-            for class_name, key, version, generation, image in self._connection.execute(
-                "select class, key, version, generation, image from objects "
-                "order by class, key"
-            ):
-                name = (class_name, key)
-                entries = self._connection.execute(entries_of, (*name, generation))
-                yield StoredRow(
-                    name, version, generation, image, tuple(entries.fetchall())
-                )
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-
-    def copy(self, target: Path, *, about: Mapping[str, bytes], wal: bool) -> None:
-        """Write a copy with a new epoch to ``target``, which must not exist.
-
-        ``about``: further facts for its table of that name. ``wal``: leave it as a
-        manager keeps it; otherwise it can be read from a folder that is read-only. The
-        copy has been verified and is on disk when this returns. Raises ``StoreError``.
-        """
-        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        try:
-            copy = sqlite3.connect(target, isolation_level=None)
-            try:
-                # A copy that is cut off is thrown away: it is synced once, at the end.
-                copy.execute("pragma synchronous = off")
-                # Signals are heard only where Python code runs.
-                self._connection.backup(
-                    copy, pages=_COPIED_PAGES, progress=lambda *_: None
-                )
-                copy.execute("pragma journal_mode = delete")
-                copy.execute(_NEW_EPOCH, (os.urandom(8),))
-                copy.executemany(
-                    "insert or replace into about values (?, ?)", about.items()
-                )
-                problems = _damage(copy, "quick_check")
-                if wal:
-                    copy.execute("pragma journal_mode = wal")
-            finally:
-                copy.close()
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"{self.path} could not be copied to {target}: {error}."
-            ) from error
-        if problems:
-            raise StoreError(
-                f"The copy of {self.path} is damaged: {'; '.join(problems[:3])}. "
-                "Look at the original with `python -m state_server check`."
-            )
-        sync(target)
-
-    def _unreadable(self, error: sqlite3.Error) -> StoreError:
-        return StoreError(f"{self.path} is damaged: {error}.")
-
-
-def _address_for_reading(path: Path) -> str:
-    """Return the URI that a file is opened by to be read only.
-
-    Beside a file that a manager keeps, SQLite makes two others, even to read it. On a
-    file system that is read-only there can be none; without a log nobody needs them.
-    """
-    address = f"{path.absolute().as_uri()}?mode=ro"
-    log_is_there = path.with_name(path.name + "-wal").exists()
-    if log_is_there or not hasattr(os, "statvfs"):
-        return address
-    is_fixed = os.statvfs(path.parent).f_flag & os.ST_RDONLY
-    return f"{address}&immutable=1" if is_fixed else address
-
-
-def fold_log(path: Path) -> bool:
-    """Bring the log of a store into its file, so that the file alone is the state.
-
-    Returns whether that was possible; it is not when the file is damaged. Raises
-    ``StoreError`` while another process has the file open.
-    """
-    try:
-        # SQLite may write to a damaged file, or delete the log of an empty one.
-        _look_at(path)
-        connection = _opened(path, 2.0)
-        try:
-            (mode,) = connection.execute("pragma journal_mode = delete").fetchone()
-        finally:
-            connection.close()
-    except (sqlite3.Error, ValueError) as error:
-        if "locked" not in str(error):
-            return False
-        mode = "locked"
-    if mode != "delete":
-        raise StoreError(
-            f"{path} is open in another process, perhaps a backup or a check. Wait "
-            "until that has ended."
-        )
-    return True
-
-
 def _put(
     connection: sqlite3.Connection, statement: str, rows: list[tuple[Any, ...]]
 ) -> None:
@@ -611,54 +389,3 @@ def _put(
 def _for_rows(statement: str, count: int, columns: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return statement.format(rows=", ".join([row] * count))
-
-
-def _damage(connection: sqlite3.Connection, pragma: str) -> list[str]:
-    try:
-        rows = connection.execute(f"pragma {pragma}({_PROBLEMS_MAX})").fetchall()
-    except sqlite3.Error as error:
-        return [str(error)]
-    return [text for (text,) in rows if text != "ok"]
-
-
-def _opened(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(
-        path,
-        timeout=busy_timeout_s,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=64,
-    )
-
-
-def _make(path: Path) -> None:
-    """Make an empty store; whole or not at all, so an empty file is always a damage."""
-    for suffix in ("-wal", "-journal"):
-        # SQLite would take the log of a file that is gone for the log of the new one.
-        left = path.with_name(path.name + suffix)
-        if left.exists():
-            raise sqlite3.DatabaseError(
-                f"it is missing, but its log {left.name} is there; put the file back, "
-                "or move the log away with it"
-            )
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    connection = sqlite3.connect(fresh, isolation_level=None)
-    try:
-        # From the first moment: changing the mode later leaves a journal file, which a
-        # power cut may bring back.
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = full")
-        connection.execute("begin")
-        for statement in _SCHEMA.split(";"):
-            if statement.strip():
-                connection.execute(statement)
-        put = "insert into about values (?, ?)"
-        connection.execute(put, ("schema_version", str(SCHEMA_VERSION).encode()))
-        connection.execute(put, ("epoch", os.urandom(8)))
-        connection.execute("commit")
-    finally:
-        connection.close()
-    fresh.replace(path)
-    sync(path.parent)

@@ -1,0 +1,153 @@
+"""One moment of a store, beside a running manager or without one: read, and copied."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from ..data_folder import sync
+from ..errors import StoreError
+from .database import NEW_EPOCH, StoredRow, damage_in
+
+#: Pages that are copied at a stretch; a signal is heard in between.
+_COPIED_PAGES = 1024
+
+
+class StoreFile:
+    """One moment of a store, read-only, beside a running manager or without one.
+
+    Everything is read in one transaction: what is read fits together however much the
+    manager writes meanwhile, and a copy never begins anew. The manager is not held up,
+    but its log cannot be folded into its file before this one is closed.
+    """
+
+    def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
+        """Open the file; raise ``StoreError`` when it is not a store or is damaged."""
+        self.path = path
+        try:
+            self._connection = sqlite3.connect(
+                _address_for_reading(path),
+                uri=True,
+                timeout=busy_timeout_s,
+                isolation_level=None,
+            )
+            try:
+                self._connection.execute("begin")
+                rows = self._connection.execute("select name, value from about")
+                self.about: dict[str, bytes] = dict(rows.fetchall())
+                self.schema_version = int(self.about.get("schema_version", 0))
+            except BaseException:
+                self._connection.close()
+                raise
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"{path} cannot be read as state: {error}.") from error
+
+    def __repr__(self) -> str:
+        """Say which file it is."""
+        return f"<StoreFile {self.path}>"
+
+    def __enter__(self) -> StoreFile:
+        """Return the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong with the whole file, a hundred at the most."""
+        return damage_in(self._connection, "integrity_check")
+
+    def count(self, table: str) -> int:
+        """Return how many rows ``objects``, ``entries`` or ``replies`` has."""
+        try:
+            rows = self._connection.execute(f"select count(*) from {table}")
+            return int(rows.fetchone()[0])
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def rows(self) -> Iterator[StoredRow]:
+        """Give every object, by class and key; raise ``StoreError`` for damage."""
+        entries_of = (
+            "select generation, entry from entries where class = ? and key = ? "
+            "and generation > ? order by generation"
+        )
+        try:
+            for class_name, key, version, generation, image in self._connection.execute(
+                "select class, key, version, generation, image from objects "
+                "order by class, key"
+            ):
+                name = (class_name, key)
+                entries = self._connection.execute(entries_of, (*name, generation))
+                yield StoredRow(
+                    name, version, generation, image, tuple(entries.fetchall())
+                )
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def copy(self, target: Path, *, about: Mapping[str, bytes], wal: bool) -> None:
+        """Write a copy with a new epoch to ``target``, which must not exist.
+
+        ``about``: further facts for its table of that name. ``wal``: leave it as a
+        manager keeps it; otherwise it can be read from a folder that is read-only. The
+        copy has been verified and is on disk when this returns. Raises ``StoreError``.
+        """
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            copy = sqlite3.connect(target, isolation_level=None)
+            try:
+                # A copy that is cut off is thrown away: it is synced once, at the end.
+                copy.execute("pragma synchronous = off")
+                # Signals are heard only where Python code runs.
+                self._connection.backup(
+                    copy, pages=_COPIED_PAGES, progress=lambda *_: None
+                )
+                copy.execute("pragma journal_mode = delete")
+                copy.execute(NEW_EPOCH, (os.urandom(8),))
+                copy.executemany(
+                    "insert or replace into about values (?, ?)", about.items()
+                )
+                problems = damage_in(copy, "quick_check")
+                if wal:
+                    copy.execute("pragma journal_mode = wal")
+            finally:
+                copy.close()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path} could not be copied to {target}: {error}."
+            ) from error
+        if problems:
+            raise StoreError(
+                f"The copy of {self.path} is damaged: {'; '.join(problems[:3])}. "
+                "Look at the original with `python -m state_server check`."
+            )
+        sync(target)
+
+    def _unreadable(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"{self.path} is damaged: {error}.")
+
+
+def _address_for_reading(path: Path) -> str:
+    """Return the URI that a file is opened by to be read only.
+
+    Beside a file that a manager keeps, SQLite makes two others, even to read it. On a
+    file system that is read-only there can be none; without a log nobody needs them.
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    log_is_there = path.with_name(path.name + "-wal").exists()
+    if log_is_there or not hasattr(os, "statvfs"):
+        return address
+    is_fixed = os.statvfs(path.parent).f_flag & os.ST_RDONLY
+    return f"{address}&immutable=1" if is_fixed else address
