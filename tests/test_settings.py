@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import re
 from pathlib import Path
@@ -261,8 +260,6 @@ def test_a_key_of_an_app_may_be_told_or_not() -> None:
     names = {field.name.upper() for field in dataclasses.fields(ClientSettings)}
 
     assert set(APP_KEYS) == set(documented) - names - set(SECRETS)
-    options = set(inspect.signature(flask.StateServer).parameters) - {"app"}
-    assert set(documented) == {option.upper() for option in options}
     environ = dict.fromkeys(map(variable, APP_KEYS), "x")
     assert unknown_variables(environ, APP_KEYS) == []
     assert len(unknown_variables(environ)) == len(APP_KEYS)

@@ -14,6 +14,7 @@ import state_server
 
 from ..errors import ConfigError
 from ..settings import SESSION_KEYS, parse_boolean, read_key_file, variable
+from . import options
 from .session_store import SessionConfig, namespace_of
 
 #: The keys that say which manager an app asks.
@@ -71,7 +72,7 @@ def read_config(values: Mapping[str, Any], app_name: str) -> Config:
     if read("SESSIONS", _boolean, False):
         sessions = _read_sessions(values, app_name, timeout)
     return Config(
-        address=read("ADDRESS", _text),
+        address=read("ADDRESS", options.text),
         data_dir=read("DATA_DIR", _path),
         authkey=authkey,
         timeout=timeout,
@@ -103,14 +104,8 @@ def _read_sessions(
     return config
 
 
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{key} is {value!r}; expected text")
-    return value
-
-
 def _path(key: str, value: Any) -> str:
-    return _text(key, str(value) if isinstance(value, Path) else value)
+    return options.text(key, str(value) if isinstance(value, Path) else value)
 
 
 def _key(key: str, value: Any) -> bytes:
@@ -128,11 +123,7 @@ def _key(key: str, value: Any) -> bytes:
 
 
 def _seconds(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{key} is {value!r}; expected a number of seconds")
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{key} is {value!r}; expected seconds above 0")
-    return float(value)
+    return options.seconds(key, value, above_zero=True)
 
 
 def _boolean(key: str, value: Any) -> bool:

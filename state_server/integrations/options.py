@@ -22,29 +22,33 @@ def text(option: str, value: Any) -> str:
     """Return a text that is not empty; raises ``ConfigError`` naming the option."""
     if not isinstance(value, str) or not value:
         raise ConfigError(
-            f"{option} is {value!r:.100}; it is a text that is not empty."
+            f"{option} is {value!r:.100}; expected text that is not empty."
         )
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether something is a number: ``True`` and ``False`` are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def seconds(option: str, value: Any, *, above_zero: bool = False) -> float:
     """Return seconds from 0, or above it; raises ``ConfigError`` naming the option."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf") or (above_zero and value == 0):
+    fits = is_number(value) and 0 <= value < float("inf")
+    if not fits or (above_zero and value == 0):
         least = "above 0" if above_zero else "from 0"
-        raise ConfigError(f"{option} is {value!r:.100}; it is seconds, {least}.")
+        raise ConfigError(f"{option} is {value!r:.100}; expected seconds {least}.")
     return float(value)
 
 
 def lifetime(option: str, value: Any, error: type[Exception]) -> None:
     """Raise ``error`` for what a value cannot be cached for: no time, not ``None``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and not math.isnan(value):
+    if is_number(value) and not math.isnan(value):
         return
     if value is not None and not isinstance(value, timedelta):
         raise error(
-            f"{option} is {value!r:.100}; it is seconds or a timedelta, and 0 for as "
-            "long as there is room."
+            f"{option} is {value!r:.100}; expected seconds or a timedelta, and 0 for "
+            "as long as there is room."
         )
 
 

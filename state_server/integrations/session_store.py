@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..client import Client
 from ..errors import ConfigError, Overloaded, Refused, StateServerError, TooLarge
 from ..session_answers import Answer, Outcome, Rule
+from . import options
 
 log = logging.getLogger("state_server.sessions")
 
@@ -71,11 +72,9 @@ class SessionConfig:
             _refuse("conflict", self.conflict, f"one of {', '.join(rules)}")
         _check_count("bytes_max", self.bytes_max, 1)
         _check_count("count_max", self.count_max, COUNT_LEAST)
-        if not _is_number(self.touch_share) or not 0 <= self.touch_share <= 1:
+        if not options.is_number(self.touch_share) or not 0 <= self.touch_share <= 1:
             _refuse("touch_share", self.touch_share, "a number from 0 to 1")
-        seconds = self.call_timeout_s
-        if not _is_number(seconds) or not 0 < seconds < float("inf"):
-            _refuse("call_timeout_s", seconds, "a number of seconds above 0")
+        options.seconds("call_timeout_s", self.call_timeout_s, above_zero=True)
 
 
 def _check_text(field: str, value: object, length_max: int) -> None:
@@ -86,10 +85,6 @@ def _check_text(field: str, value: object, length_max: int) -> None:
 def _check_count(field: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         _refuse(field, value, f"a whole number from {least}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _refuse(field: str, value: object, expected: str) -> NoReturn:

@@ -977,12 +977,12 @@ def test_client_or_address(manager: ManagerProcess) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outage_pause_s": -1}, "outage_pause_s is -1; it is seconds"),
-        ({"call_timeout_s": 0}, "call_timeout_s is 0; it is seconds, above 0"),
-        ({"call_timeout_s": "1"}, "call_timeout_s is '1'; it is seconds"),
-        ({"default_timeout": "1 h"}, "default_timeout is '1 h'; it is seconds"),
-        ({"region": 5}, "region is 5; it is a text"),
-        ({"region": ""}, "region is ''; it is a text"),
+        ({"outage_pause_s": -1}, "outage_pause_s is -1; expected seconds"),
+        ({"call_timeout_s": 0}, "call_timeout_s is 0; expected seconds above 0"),
+        ({"call_timeout_s": "1"}, "call_timeout_s is '1'; expected seconds"),
+        ({"default_timeout": "1 h"}, "default_timeout is '1 h'; expected seconds"),
+        ({"region": 5}, "region is 5; expected text"),
+        ({"region": ""}, "region is ''; expected text"),
         ({"class_name": StateServerCache}, "class_name is <class"),
         ({"regoin": "a"}, "no option regoin; did you mean region?"),
         ({"timeout": 5}, "no option timeout; did you mean"),
@@ -1000,7 +1000,7 @@ def test_option_of_the_cache_that_does_not_fit(
 def test_timeout_that_does_not_fit(make_cache: MakeCache, timeout: Any) -> None:
     """A value is not stored for what is no time; the error names the argument."""
     cache = make_cache()
-    with pytest.raises(TypeError, match=f"timeout is {timeout!r}; it is seconds"):
+    with pytest.raises(TypeError, match=f"timeout is {timeout!r}; expected seconds"):
         cache.set("key", 1, timeout)
     assert not cache.has("key")
 

@@ -191,12 +191,15 @@ def test_manager_of_the_caches_own_configuration(
     ("config", "message"),
     [
         ({"CACHE_OPTIONS": {"regoin": "a"}}, "no option regoin; did you mean region?"),
-        ({"CACHE_OPTIONS": {"region": 5}}, "region is 5; it is a text"),
-        ({"CACHE_OPTIONS": {"call_timeout_s": 0}}, "call_timeout_s is 0; it is sec"),
-        ({"CACHE_DEFAULT_TIMEOUT": [60]}, "CACHE_DEFAULT_TIMEOUT is [60]; it is sec"),
+        ({"CACHE_OPTIONS": {"region": 5}}, "region is 5; expected text"),
+        ({"CACHE_OPTIONS": {"call_timeout_s": 0}}, "call_timeout_s is 0; expected sec"),
+        (
+            {"CACHE_DEFAULT_TIMEOUT": [60]},
+            "CACHE_DEFAULT_TIMEOUT is [60]; expected sec",
+        ),
         (
             {"CACHE_OPTIONS": {"default_timeout": []}},
-            "default_timeout is []; it is sec",
+            "default_timeout is []; expected sec",
         ),
     ],
 )

@@ -143,9 +143,9 @@ def test_regions_have_nothing_in_common(manager: ManagerProcess) -> None:
         ("stateserver://?regoin=a", {}, "regoin; did you mean region?"),
         ("stateserver://", {"call_timeout_s": -1}, "call_timeout_s is -1"),
         ("stateserver://?call_timeout_s=0", {}, "call_timeout_s is 0"),
-        ("stateserver://", {"region": 5}, "region is 5; it is a text"),
-        ("stateserver://?region=", {}, "region is ''; it is a text"),
-        ("stateserver://", {"class_name": None}, "class_name is None; it is a text"),
+        ("stateserver://", {"region": 5}, "region is 5; expected text"),
+        ("stateserver://?region=", {}, "region is ''; expected text"),
+        ("stateserver://", {"class_name": None}, "class_name is None; expected text"),
         ("stateserver://host", {}, "host"),
     ],
 )
