@@ -17,12 +17,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from .data_folder import sync
+from .data_folder import STATE_FILE, hash_seed_in_file, sync
 from .errors import ConfigError, StoreError
 from .keeping.commits import (
     Change,
@@ -87,6 +87,7 @@ payload = excluded.payload, committed_at = excluded.committed_at
 #: and a busy leader is slow to give it back: a few large ones beat many small ones.
 _ROWS_AT_ONCE = (64, 16, 4, 1)
 _NEW_EPOCH = "update about set value = ? where name = 'epoch'"
+_KEEP_SEED = "insert or ignore into about values ('hash_seed', ?)"
 
 #: Pages that are copied at a stretch; a signal is heard in between.
 _COPIED_PAGES = 1024
@@ -176,6 +177,19 @@ class SqliteStore:
         self._may_have_entries = bool(some[0])
         epoch = "select value from about where name = 'epoch'"
         return bytes(writer.execute(epoch).fetchone()[0])
+
+    def keep_hash_seed(self, seed: int) -> int:
+        """Keep a hash seed unless there is one; return the one that is kept.
+
+        Journals are replayed under it, so it goes wherever the state goes. Called at
+        the start, or by ``insert`` while it asks for rows. Raises ``StoreError``.
+        """
+        try:
+            self._writer.execute(_KEEP_SEED, (str(seed).encode(),))
+            query = "select value from about where name = 'hash_seed'"
+            return int(self._writer.execute(query).fetchone()[0])
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"The hash seed cannot be kept: {error}.") from error
 
     def class_names(self) -> list[str]:
         """Return the names of all classes that objects are stored of.
@@ -480,6 +494,12 @@ class StoreFile:
         """Close the file."""
         self._connection.close()
 
+    @property
+    def hash_seed(self) -> int | None:
+        """Return the hash seed that its journals are replayed under, if it has one."""
+        seed = self.about.get("hash_seed")
+        return None if seed is None else int(seed)
+
     def damage(self) -> list[str]:
         """Return what SQLite finds wrong with the whole file, a hundred at the most."""
         return _damage(self._connection, "integrity_check")
@@ -511,12 +531,13 @@ class StoreFile:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
-    def copy(self, target: Path, *, about: Mapping[str, bytes], wal: bool) -> None:
+    def copy(self, target: Path, *, hash_seed: int | None, wal: bool) -> None:
         """Write a copy with a new epoch to ``target``, which must not exist.
 
-        ``about``: further facts for its table of that name. ``wal``: leave it as a
-        manager keeps it; otherwise it can be read from a folder that is read-only. The
-        copy has been verified and is on disk when this returns. Raises ``StoreError``.
+        ``hash_seed``: that of its folder, for the copy if it has none itself. ``wal``:
+        leave it as a manager keeps it; otherwise it can be read from a folder that is
+        read-only. The copy has been verified and is on disk when this returns. Raises
+        ``StoreError``.
         """
         os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
@@ -530,9 +551,8 @@ class StoreFile:
                 )
                 copy.execute("pragma journal_mode = delete")
                 copy.execute(_NEW_EPOCH, (os.urandom(8),))
-                copy.executemany(
-                    "insert or replace into about values (?, ?)", about.items()
-                )
+                if hash_seed is not None:
+                    copy.execute(_KEEP_SEED, (str(hash_seed).encode(),))
                 problems = _damage(copy, "quick_check")
                 if wal:
                     copy.execute("pragma journal_mode = wal")
@@ -567,30 +587,61 @@ def _address_for_reading(path: Path) -> str:
     return f"{address}&immutable=1" if is_fixed else address
 
 
-def fold_log(path: Path) -> bool:
+def hash_seed_of(data_dir: Path) -> int | None:
+    """Return the hash seed of a data folder; ``None`` if it has none yet.
+
+    It is kept in the state, so that both are replaced at once; in a folder of a former
+    release it is in a file. Raises ``StoreError`` or ``ConfigError`` when it cannot be
+    read.
+    """
+    path = data_dir / STATE_FILE
+    seed = None
+    if path.exists():
+        with StoreFile(path) as store:
+            seed = store.hash_seed
+    return hash_seed_in_file(data_dir) if seed is None else seed
+
+
+def fold_log(path: Path, hash_seed: int | None) -> bool:
     """Bring the log of a store into its file, so that the file alone is the state.
 
-    Returns whether that was possible; it is not when the file is damaged. Raises
-    ``StoreError`` while another process has the file open.
+    ``hash_seed``: that of its folder, which is put into it as well. Returns whether
+    that was possible; it is not when the file is damaged. Raises ``StoreError`` while
+    another process has the file open, and when the file cannot be written.
     """
     try:
         # SQLite may write to a damaged file, or delete the log of an empty one.
         _look_at(path)
         connection = _opened(path, 2.0)
-        try:
-            (mode,) = connection.execute("pragma journal_mode = delete").fetchone()
-        finally:
-            connection.close()
     except (sqlite3.Error, ValueError) as error:
         if "locked" not in str(error):
             return False
-        mode = "locked"
-    if mode != "delete":
+        raise _in_use(path) from error
+    try:
+        (mode,) = connection.execute("pragma journal_mode = delete").fetchone()
+        if mode != "delete":
+            raise _in_use(path)
+        if hash_seed is not None:
+            connection.execute(_KEEP_SEED, (str(hash_seed).encode(),))
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise _in_use(path) from error
+        # A full disk, say: the file and its log are whole, and must not be parted.
         raise StoreError(
-            f"{path} is open in another process, perhaps a backup or a check. Wait "
-            "until that has ended."
-        )
+            f"The log of {path} cannot be brought into it: {error}."
+        ) from error
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
     return True
+
+
+def _in_use(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} is open in another process, perhaps a backup or a check. Wait until "
+        "that has ended."
+    )
 
 
 def _put(
