@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -89,6 +90,11 @@ _ROWS_AT_ONCE = (64, 16, 4, 1)
 _NEW_EPOCH = "update about set value = ? where name = 'epoch'"
 _KEEP_SEED = "insert or ignore into about values ('hash_seed', ?)"
 
+#: The largest row of SQLite, where it cannot be asked (before Python 3.11); and what
+#: stands in a row beside its image, entry or reply.
+_ROW_BYTES_MAX = 1_000_000_000
+_ROW_BYTES_BESIDE = 16 * 1024
+
 #: Pages that are copied at a stretch; a signal is heard in between.
 _COPIED_PAGES = 1024
 _PROBLEMS_MAX = 100
@@ -145,6 +151,7 @@ class SqliteStore:
             self._writer = _opened(path, busy_timeout_s)
             try:
                 self.epoch = self._prepare()
+                self.value_bytes_max = _row_bytes_max(self._writer) - _ROW_BYTES_BESIDE
                 self._reader = _opened(path, busy_timeout_s)
                 self._recaller = _opened(path, busy_timeout_s)
             except BaseException:
@@ -680,6 +687,12 @@ def _opened(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=64,
     )
+
+
+def _row_bytes_max(connection: sqlite3.Connection) -> int:
+    if sys.version_info < (3, 11):
+        return _ROW_BYTES_MAX
+    return connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
 
 
 def _make(path: Path) -> None:

@@ -32,6 +32,7 @@ class FakeStore:
     """
 
     epoch = EPOCH
+    value_bytes_max = 10**9
 
     def __init__(self) -> None:
         self.objects: dict[ObjectName, Stored] = {}

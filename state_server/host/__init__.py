@@ -72,6 +72,12 @@ class Host:
         if store is not None:
             self._committer = Committer(store, self._settle, limits.lane_retention_s)
         committer = self._committer
+        #: A reply of more bytes is remembered as "ran, reply lost".
+        self._recorded_bytes_max = limits.remembered_bytes_max
+        if committer is not None:
+            self._recorded_bytes_max = min(
+                limits.remembered_bytes_max, committer.value_bytes_max
+            )
         self._residents = Residents(catalogue, limits, keeping, committer, clock)
         self._lanes = Lanes(self._lock, limits, committer, clock, wall_clock)
         self._performer = Performer(boot_id, limits.frame_bytes_max, committer, clock)
@@ -127,7 +133,7 @@ class Host:
             return
         try:
             self._committer.stage(keeper.snapshot(), resident, None, None)
-        except StoreError as error:
+        except StateServerError as error:
             # Its journal says the same; only the next start takes longer.
             log.warning("No image of %s was written: %s", resident.name, error)
         except Exception:
@@ -392,7 +398,7 @@ class Host:
             if change is not None:
                 reply = None
                 if call.lane is not None:
-                    keep = len(payload) <= self.limits.remembered_bytes_max
+                    keep = len(payload) <= self._recorded_bytes_max
                     record = payload if keep else None
                     reply = ReplyRecord(call.lane, call.number, record)
                 resident.batch = committer.stage(

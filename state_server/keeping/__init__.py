@@ -154,6 +154,9 @@ class StateKeeper:
             instance = loaded(self._name, self._shared, stored)
             self._generation = stored.generation
         self._image = image.dump(instance, transient)
+        if stored is None:
+            # Now: if its first call fails, it is written all the same.
+            self._check_size(len(self._image))
         # A new version of the class is written with the next change, not at once:
         # loading must stay cheap.
         self._saved = stored is not None
@@ -235,6 +238,8 @@ class StateKeeper:
 
     def _check_size(self, size: int) -> None:
         name = "/".join(self._name)
+        if self._committer is not None:
+            check_storable(self._name, "state", size, self._committer)
         if size > self._limits.state_bytes_max:
             raise TooLarge(
                 f"The state of {name} would have {size} bytes; the limit is "
@@ -250,6 +255,21 @@ class StateKeeper:
                 name,
                 size,
             )
+
+
+def check_storable(
+    name: ObjectName, what: str, size: int, committer: Committer
+) -> None:
+    """Raise ``TooLarge`` for what the store cannot take, before anything is staged.
+
+    ``what``: what has so many bytes, for the error.
+    """
+    if size > committer.value_bytes_max:
+        raise TooLarge(
+            f"The {what} of {'/'.join(name)} would have {size} bytes; the store takes "
+            f"{committer.value_bytes_max} at the most. Nothing was changed. Split the "
+            "object up."
+        )
 
 
 def check_class(name: ObjectName, instance: Any, cls: type) -> None:

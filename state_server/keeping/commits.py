@@ -83,6 +83,8 @@ class Store(Protocol):
     """
 
     epoch: bytes
+    #: The largest image, journal entry or reply that it takes.
+    value_bytes_max: int
 
     def load(self, name: ObjectName) -> Stored | None:
         """Return a stored object; raise ``StoreError`` when it cannot be read."""
@@ -200,6 +202,8 @@ class Committer:
         )
         self.commits = 0
         self.failures = 0
+        #: What is larger must not be staged: everything in its batch would fail.
+        self.value_bytes_max = store.value_bytes_max
 
     def __repr__(self) -> str:
         """Return the numbers an operator asks for first."""

@@ -15,7 +15,7 @@ from ..errors import Unloadable
 from ..messages import Call
 from ..replayable import taps
 from ..sharing import SharedClass
-from . import check_class, image, loaded
+from . import check_class, check_storable, image, loaded
 from .commits import Change, Committer, ObjectName, Stored
 
 
@@ -102,6 +102,7 @@ class JournalKeeper:
             self.instance = self._shared.build()
             self._class = type(self.instance)
             self._newborn = image.dump(self.instance, self._shared.transient)
+            self._check_size("state", self._newborn)
             self._saved = False
             self._generation = 0
             return
@@ -121,6 +122,7 @@ class JournalKeeper:
             return None
         check_class(self._name, self.instance, self._class)
         entry = pack(Entry(self._shared.version, call.method, arguments, tuple(drawn)))
+        self._check_size("journalled call", entry)
         grown = self._entry_bytes + len(entry)
         if not self._saved or grown > max(self._entry_bytes_max, self._image_bytes):
             return self.snapshot()
@@ -137,6 +139,7 @@ class JournalKeeper:
         That takes about as long as the image, and the class may spare it.
         """
         fresh = image.dump(self.instance, self._shared.transient)
+        self._check_size("state", fresh)
         if not self._shared.keeps_order:
             cls = type(self.instance)
             self.instance = image.rebuild(fresh, cls, self._shared.transient, None)
@@ -149,6 +152,9 @@ class JournalKeeper:
         # The next call loads it: a replay does not start from the one that was built.
         self.instance = None
         return self._written(self._newborn)
+
+    def _check_size(self, what: str, data: bytes) -> None:
+        check_storable(self._name, what, len(data), self._committer)
 
     def _written(self, fresh: bytes) -> Change:
         self._saved = True
