@@ -9,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import deque
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from state_server import replayable
 from state_server.host import Host
 from state_server.keeping import KeepingLimits, StateKeeper, image, journal
 from state_server.keeping.commits import Change, Committer
@@ -629,8 +631,8 @@ def test_a_journalled_object_costs_no_image_where_nothing_is_kept() -> None:
         assert connection.wait(number) == number
 
 
-def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
-    """However a call of a journalled object ends, its arguments leave memory."""
+def test_a_journal_keeps_nothing_of_a_call_that_has_ended(tmp_path: Path) -> None:
+    """However it ends, its arguments leave memory, and its thread records no more."""
 
     class Till:
         def take(self, coins: bytes) -> int:
@@ -654,14 +656,22 @@ def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
     host = Host(shared, store.epoch + bytes(8), store=store)
     host.start()
     try:
-        for method in ("take", "drop", "refuse", "leak", "__contains__", "take"):
-            connection = FakeConnection()
+        for method in ("take", "drop", "refuse", "leak", "__contains__", "exit"):
+            errors = deque([SystemExit()] if method == "exit" else [])
+
+            def encode(event: str, errors: deque[BaseException] = errors) -> None:
+                if errors:
+                    raise errors.popleft()
+
+            connection = FakeConnection(encode)
+            method = "take" if method == "exit" else method
             turn = host.submit(make_call(f"Till.{method}", bytes(5000)), connection)
             assert turn is not None
             host.run(turn)
             connection.wait()
             assert isinstance(turn.keeper, journal.JournalKeeper)
             assert turn.keeper._arguments == b"", method
+            assert replayable.taps.record is None, method
     finally:
         host.stop()
 

@@ -171,14 +171,18 @@ class JournalKeeper:
 
     def undo(self, *, readonly: bool) -> None:
         """Load the object anew after an error, unless nothing can have changed."""
-        taps.record = None
-        self._arguments = b""
+        self._forget_call()
         if not readonly:
             self.drop()
 
     def drop(self) -> None:
         """Let go of the object; the next call starts from what is on disk."""
+        self._forget_call()
         self.instance = None
+
+    def _forget_call(self) -> None:
+        """Let go of what ``begin`` took down; this thread records no further."""
+        taps.record = None
         self._arguments = b""
 
 
