@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -178,9 +179,10 @@ class Service:
 
     def stop(self) -> None:
         """Drain and stop: running calls end, within the time the settings give."""
+        until = time.monotonic() + self._settings.drain_timeout_s
         if self._engine is not None:
             self._engine.drain(self._settings.drain_timeout_s)
-        self._release()
+        self._release(max(0.0, until - time.monotonic()))
         log.info("Stopped.")
 
     def __enter__(self) -> Service:
@@ -210,14 +212,14 @@ class Service:
         if self._lock is not None:
             self._lock.release()
 
-    def _release(self) -> None:
+    def _release(self, images_timeout_s: float = 0.0) -> None:
         """Give everything back, in the opposite order, whatever fails on the way."""
         try:
             if self._engine is not None:
                 self._engine.stop()
                 self._engine = None
             if self._host is not None:
-                self._host.stop()
+                self._host.stop(images_timeout_s)
                 self._host = None
         finally:
             self._release_folder()

@@ -271,6 +271,25 @@ class SqliteStore:
         version, generation, image = row
         return Stored(version, generation, image, tuple(e for (e,) in entries))
 
+    def journalled(self) -> Iterator[ObjectName]:
+        """Give the names of the objects with journalled calls since their image.
+
+        Each is looked up in the index by itself, as in ``class_names``.
+        """
+        row = ("", "")
+        while row is not None:
+            try:
+                with self._reader_lock:
+                    row = self._reader.execute(
+                        "select class, key from entries where (class, key) > (?, ?) "
+                        "order by class, key limit 1",
+                        row,
+                    ).fetchone()
+            except sqlite3.Error as error:
+                raise StoreError(f"The journals cannot be read: {error}.") from error
+            if row is not None:
+                yield row
+
     def reply_of(self, lane: bytes) -> RememberedReply | None:
         """Return the remembered reply of a lane."""
         try:
