@@ -103,6 +103,33 @@ class Fault(Exception):
         super().__init__(f"{code}: {text}")
 
 
+@pytest.mark.parametrize("durable", [True, "journal"])
+def test_an_object_that_cannot_be_brought_back_is_not_written_by_a_failed_call(
+    durable: bool | str,
+) -> None:
+    """It is refused at its first call, whatever that does, and never is on disk."""
+
+    class Born:
+        def __init__(self) -> None:
+            self.fault = Fault(1, "at birth")
+
+        def fail(self) -> None:
+            raise LookupError
+
+        def refuse(self) -> None:
+            raise Unchanged(LookupError())
+
+        def get(self) -> int:
+            return 1
+
+    with DurableDesk(describe_class(Born, durable=durable)) as desk:
+        for method in ("fail", "refuse", "get", "fail"):
+            failure = desk.ask(f"Born.{method}")
+            assert code_of(failure) == "Unkeepable", method
+            assert "not brought back" in failure.text
+        assert not desk.store.objects
+
+
 def test_a_value_that_cannot_be_brought_back_is_found_before_it_is_on_disk() -> None:
     """Its class is new to an object that has been written before: the call is undone.
 

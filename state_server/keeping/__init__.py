@@ -50,7 +50,8 @@ class Keeper(Protocol):
     def first(self) -> Change | None:
         """Return what puts a new object on disk, when its first call has failed.
 
-        The error that its caller gets may show how it is built.
+        The error that its caller gets may show how it is built. Raises an error of the
+        family when the object cannot be kept.
         """
 
     def undo(self, *, readonly: bool) -> None:
@@ -154,9 +155,6 @@ class StateKeeper:
             instance = loaded(self._name, self._shared, stored)
             self._generation = stored.generation
         self._image = image.dump(instance, transient)
-        if stored is None:
-            # Now: if its first call fails, it is written all the same.
-            self._check_size(len(self._image))
         # A new version of the class is written with the next change, not at once:
         # loading must stay cheap.
         self._saved = stored is not None
@@ -190,7 +188,11 @@ class StateKeeper:
 
     def first(self) -> Change | None:
         """Return the image of an object that was built and is not on disk yet."""
-        return None if self._saved or self.instance is None else self._next(self._image)
+        if self._saved or self.instance is None:
+            return None
+        self._check_size(len(self._image))
+        self._check_loads(self._image)
+        return self._next(self._image)
 
     def _next(self, fresh: bytes) -> Change | None:
         self._image = fresh
@@ -226,15 +228,7 @@ class StateKeeper:
 
         The first one, to be cheap, and each that holds a value of a further class.
         """
-        cls = type(self.instance)
-        try:
-            image.rebuild(fresh, cls, self._shared.transient, None)
-        except Exception as error:
-            # The class's own code. On disk it could never be loaded again.
-            raise Unkeepable(
-                f"The state of {'/'.join(self._name)} can be pickled, but not brought "
-                f"back: {type(error).__name__}: {error}. The call was undone."
-            ) from error
+        brought_back(self._name, fresh, type(self.instance), self._shared)
 
     def _check_size(self, size: int) -> None:
         name = "/".join(self._name)
@@ -270,6 +264,21 @@ def check_storable(
             f"{committer.value_bytes_max} at the most. Nothing was changed. Split the "
             "object up."
         )
+
+
+def brought_back(name: ObjectName, fresh: bytes, cls: type, shared: SharedClass) -> Any:
+    """Return the object in an image that is to be written.
+
+    Raises ``Unkeepable`` where that fails: on disk it could never be loaded again.
+    """
+    try:
+        return image.rebuild(fresh, cls, shared.transient, None)
+    except Exception as error:
+        # The class's own code.
+        raise Unkeepable(
+            f"The state of {'/'.join(name)} can be pickled, but not brought back: "
+            f"{type(error).__name__}: {error}. The call was undone."
+        ) from error
 
 
 def check_class(name: ObjectName, instance: Any, cls: type) -> None:

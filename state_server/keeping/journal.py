@@ -15,7 +15,7 @@ from ..errors import Unloadable
 from ..messages import Call
 from ..replayable import taps
 from ..sharing import SharedClass
-from . import check_class, check_storable, image, loaded
+from . import brought_back, check_class, check_storable, image, loaded
 from .commits import Change, Committer, ObjectName, Stored
 
 
@@ -102,7 +102,6 @@ class JournalKeeper:
             self.instance = self._shared.build()
             self._class = type(self.instance)
             self._newborn = image.dump(self.instance, self._shared.transient)
-            self._check_size("state", self._newborn)
             self._saved = False
             self._generation = 0
             return
@@ -141,17 +140,20 @@ class JournalKeeper:
         fresh = image.dump(self.instance, self._shared.transient)
         self._check_size("state", fresh)
         if not self._shared.keeps_order:
-            cls = type(self.instance)
-            self.instance = image.rebuild(fresh, cls, self._shared.transient, None)
+            self.instance = self._brought_back(fresh)
         return self._written(fresh)
 
     def first(self) -> Change | None:
         """Return the image of an object that was built and is not on disk yet."""
         if self._saved:
             return None
-        # The next call loads it: a replay does not start from the one that was built.
-        self.instance = None
+        self._check_size("state", self._newborn)
+        # It goes on with the one that was loaded, as a replay does.
+        self.instance = self._brought_back(self._newborn)
         return self._written(self._newborn)
+
+    def _brought_back(self, fresh: bytes) -> Any:
+        return brought_back(self._name, fresh, self._class, self._shared)
 
     def _check_size(self, what: str, data: bytes) -> None:
         check_storable(self._name, what, len(data), self._committer)
