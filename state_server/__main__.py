@@ -139,7 +139,7 @@ def _check(options: argparse.Namespace) -> int:
         settings = ManagerSettings(data_dir=data_dir, objects=tuple(options.objects))
         # A journal is replayed as its manager would.
         if data_dir.is_dir():
-            fix_hash_seed(settings)
+            fix_hash_seed(settings, may_draw=False)
     add_ready_made(catalogue)
     report = operating.check(data_dir, catalogue, strict=options.strict)
     print(report.as_json() if options.json else "\n".join(report.lines()))

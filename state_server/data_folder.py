@@ -23,7 +23,7 @@ ADMIN_KEY_FILE = "adminkey"
 ADDRESS_FILE = "address"
 SOCKET_FILE = "manager.sock"
 
-#: The file of the state, and that of the hash seed, which journals are replayed under.
+#: The file of the state, and that of a hash seed which the state does not hold yet.
 STATE_FILE = "state.db"
 HASH_SEED_FILE = "hashseed"
 
@@ -165,17 +165,26 @@ def write_whole(path: Path, content: bytes, *, only_new: bool = False) -> None:
     sync(path.parent)
 
 
-def hash_seed(data_dir: Path) -> int:
-    """Return the hash seed of a data folder; it is drawn once and kept."""
+def hash_seed_in_file(data_dir: Path) -> int | None:
+    """Return the hash seed that a data folder has in a file; raise ``ConfigError``.
+
+    A new one stands there until the manager starts. Former releases left it there for
+    good. One in the state goes before it.
+    """
     path = data_dir / HASH_SEED_FILE
     try:
         return int(path.read_text())
     except FileNotFoundError:
-        seed = secrets.randbelow(2**32)
-        write_whole(path, f"{seed}\n".encode())
-        return seed
-    except ValueError as error:
-        raise ConfigError(f"The hash seed in {path} is not a number.") from error
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"There is no hash seed in {path}: {error}.") from error
+
+
+def draw_hash_seed(data_dir: Path) -> int:
+    """Draw the hash seed of a data folder that has none; return it."""
+    seed = secrets.randbelow(2**32)
+    write_whole(data_dir / HASH_SEED_FILE, f"{seed}\n".encode())
+    return seed
 
 
 def sync(path: Path) -> None:

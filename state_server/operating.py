@@ -24,10 +24,9 @@ from .data_folder import (
     HASH_SEED_FILE,
     STATE_FILE,
     DataDirLock,
-    hash_seed,
+    hash_seed_in_file,
     make_private_folder,
     sync,
-    write_whole,
 )
 from .dumps import line_of, rows_of
 from .errors import ConfigError, StoreError, Unloadable
@@ -120,14 +119,15 @@ def back_up(data_dir: Path, target: Path, *, force: bool = False) -> Copied:
         StoreFile(path) as store,
     ):
         _check_schema(store, "Nothing was backed up")
-        store.copy(fresh, about=_hash_seed(data_dir), wal=False)
+        store.copy(fresh, hash_seed=hash_seed_in_file(data_dir), wal=False)
         return Copied(store.count("objects"), fresh.stat().st_size)
 
 
 def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
     """Put a backup in the place of the state, which is kept aside.
 
-    At each moment of it there is a whole state in place, the old or the new one. Raises
+    At each moment of it there is a whole state in place, the old or the new one, each
+    with the hash seed that its journals were written under. Raises
     ``DataDirLocked`` while a manager runs, ``ConfigError`` when the backup may not be
     used, ``StoreError`` when it is damaged; then nothing was changed.
     """
@@ -153,16 +153,13 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
                         f"{refusal}: the backup {source} is damaged: "
                         f"{'; '.join(problems[:3])}. Use another one."
                     )
-                backup.copy(fresh, about={}, wal=True)
+                backup.copy(fresh, hash_seed=None, wal=True)
                 copied = Copied(backup.count("objects"), fresh.stat().st_size)
-                seed = backup.about.get("hash_seed")
             kept = _set_aside(path)
             fresh.replace(path)
             sync(data_dir)
         finally:
             fresh.unlink(missing_ok=True)
-        if seed is not None:
-            _put_hash_seed(data_dir, seed, kept)
     return copied._replace(kept=kept)
 
 
@@ -203,7 +200,9 @@ def dump(data_dir: Path, output: IO[str]) -> int:
     count = 0
     with StoreFile(path) as store:
         _check_schema(store, "Nothing was dumped")
-        seed = hash_seed(data_dir) if _hash_seed(data_dir) else None
+        seed = store.hash_seed
+        if seed is None:
+            seed = hash_seed_in_file(data_dir)
         for row in store.rows():
             output.write(line_of(row, seed) + "\n")
             count += 1
@@ -241,14 +240,9 @@ def load(
     """
     with _locked(data_dir, "Nothing was loaded"):
         store = SqliteStore(data_dir / STATE_FILE)
-        is_seeded = bool(_hash_seed(data_dir))
-        agree = functools.partial(_agree_on_hash_seed, data_dir)
         try:
+            agree = functools.partial(_agree_on_hash_seed, store, data_dir)
             return store.insert(rows_of(lines, trust, agree), replace=replace)
-        except BaseException:
-            if not is_seeded:
-                (data_dir / HASH_SEED_FILE).unlink(missing_ok=True)
-            raise
         finally:
             store.close()
 
@@ -366,7 +360,7 @@ def _set_aside(path: Path) -> Path | None:
     """
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = path.with_name(f"{path.name}.before-restore-{now}")
-    if path.exists() and fold_log(path):
+    if path.exists() and fold_log(path, hash_seed_in_file(path.parent)):
         _link(path, kept)
         return kept
     for ending in ("-wal", "-shm", "-journal"):
@@ -375,6 +369,8 @@ def _set_aside(path: Path) -> Path | None:
             part.rename(kept.with_name(kept.name + ending))
     if not path.exists():
         return None
+    if path.with_name(HASH_SEED_FILE).exists():
+        _link(path.with_name(HASH_SEED_FILE), kept.with_name(f"{kept.name}-hashseed"))
     _link(path, kept)
     return kept
 
@@ -390,39 +386,19 @@ def _link(path: Path, kept: Path) -> None:
     sync(path.parent)
 
 
-def _hash_seed(data_dir: Path) -> dict[str, bytes]:
-    """Return the hash seed as a fact for a backup: journals are replayed under it."""
-    try:
-        return {"hash_seed": (data_dir / HASH_SEED_FILE).read_bytes()}
-    except FileNotFoundError:
-        return {}
-
-
-def _agree_on_hash_seed(data_dir: Path, seed: int) -> None:
+def _agree_on_hash_seed(store: SqliteStore, data_dir: Path, seed: int) -> None:
     """See to it that calls that were made under a hash seed are replayed under it.
 
     Raises ``ValueError`` when the folder has another one: its own journals need that.
     """
-    if not _hash_seed(data_dir):
-        write_whole(data_dir / HASH_SEED_FILE, f"{seed}\n".encode())
-    elif hash_seed(data_dir) != seed:
+    in_file = hash_seed_in_file(data_dir)
+    if store.keep_hash_seed(seed if in_file is None else in_file) != seed:
         raise ValueError(
             "its journalled calls were made under another hash seed than that of "
             f"{data_dir}, and would be replayed in another order of sets. Stop the "
             "manager that it comes from with SIGTERM, which writes images in their "
             "place, and dump again"
         )
-
-
-def _put_hash_seed(data_dir: Path, seed: bytes, kept: Path | None) -> None:
-    """Put a seed in its place; the old one goes with the state that is kept aside."""
-    path = data_dir / HASH_SEED_FILE
-    if path.exists():
-        if path.read_bytes() == seed:
-            return
-        if kept is not None:
-            _link(path, kept.with_name(f"{kept.name}-hashseed"))
-    write_whole(path, seed)
 
 
 # Check -------------------------------------------------------------------------------

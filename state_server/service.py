@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -27,24 +28,25 @@ from .data_folder import (
     ADDRESS_FILE,
     ADMIN_KEY_FILE,
     EXIT_LOCKED,
+    HASH_SEED_FILE,
     KEY_FILE,
     STATE_FILE,
     DataDirLock,
     DataDirLocked,
-    hash_seed,
+    draw_hash_seed,
     make_key_file,
     make_private_folder,
     write_whole,
 )
 from .engine import Engine, EngineLimits, Manners
-from .errors import ConfigError, Denied, NotAllowed
+from .errors import ConfigError, Denied, NotAllowed, StoreError
 from .host import Host, HostLimits
 from .keeping import KeepingLimits
 from .listening import listen, wanted_address
 from .objects import add_ready_made
 from .settings import ManagerSettings
 from .sharing import Catalogue, catalogue, load_objects
-from .store import SqliteStore
+from .store import SqliteStore, hash_seed_of
 from .version import VERSION
 
 log = logging.getLogger("state_server.service")
@@ -108,7 +110,6 @@ class Service:
         for specification in settings.objects:
             load_objects(specification)
         add_ready_made(self._catalogue, settings)
-        _check_hash_seed(settings, self._catalogue)
         wanted = wanted_address(settings)
         self._listener, self.address = listen(wanted, settings.backlog)
         host = self._make_host()
@@ -149,6 +150,7 @@ class Service:
             store,
         )
         if store is not None:
+            _keep_hash_seed(store, settings.data_dir, shared)
             for record in shared.records():
                 for alias in record.aliases:
                     store.rename(alias, record.name)
@@ -183,9 +185,10 @@ class Service:
 
     def stop(self) -> None:
         """Drain and stop: running calls end, within the time the settings give."""
+        until = time.monotonic() + self._settings.drain_timeout_s
         if self._engine is not None:
             self._engine.drain(self._settings.drain_timeout_s)
-        self._release()
+        self._release(max(0.0, until - time.monotonic()))
         log.info("Stopped.")
 
     def __enter__(self) -> Service:
@@ -215,14 +218,14 @@ class Service:
         if self._lock is not None:
             self._lock.release()
 
-    def _release(self) -> None:
+    def _release(self, images_timeout_s: float = 0.0) -> None:
         """Give everything back, in the opposite order, whatever fails on the way."""
         try:
             if self._engine is not None:
                 self._engine.stop()
                 self._engine = None
             if self._host is not None:
-                self._host.stop()
+                self._host.stop(images_timeout_s)
                 self._host = None
         finally:
             self._release_folder()
@@ -339,39 +342,57 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     return 0
 
 
-def fix_hash_seed(settings: ManagerSettings) -> None:
+def fix_hash_seed(settings: ManagerSettings, *, may_draw: bool = True) -> None:
     """Start this process anew with the hash seed of its data folder, if it matters.
 
     The order in which a set iterates depends on the seed, and a journalled method may
-    depend on that order; those of ready-made classes do not. Raises ``ConfigError``
-    when the objects cannot be loaded.
+    depend on that order; those of ready-made classes do not. ``may_draw``: a folder
+    without a seed is given one. Raises ``ConfigError`` when the objects cannot be
+    loaded or the seed cannot be read.
     """
     for specification in settings.objects:
         load_objects(specification)
     if settings.memory or not _journals(catalogue):
         return
     make_private_folder(settings.data_dir)
-    seed = str(hash_seed(settings.data_dir))
-    if os.environ.get("PYTHONHASHSEED") != seed:
-        os.environ["PYTHONHASHSEED"] = seed
+    seed = _hash_seed_of(settings.data_dir)
+    if seed is None:
+        if not may_draw:
+            return
+        seed = draw_hash_seed(settings.data_dir)
+    if os.environ.get("PYTHONHASHSEED") != str(seed):
+        os.environ["PYTHONHASHSEED"] = str(seed)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _check_hash_seed(settings: ManagerSettings, shared: Catalogue) -> None:
-    """Refuse journalled objects in a process with another hash seed than the folder's.
+def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> None:
+    """Have the hash seed of journalled objects in the state; refuse any other.
 
     Only ``main`` can start its process anew; a server inside another program cannot.
     """
     journals = _journals(shared)
-    if settings.memory or not journals:
+    if not journals:
         return
-    seed = str(hash_seed(settings.data_dir))
-    if os.environ.get("PYTHONHASHSEED") != seed:
+    seed = _hash_seed_of(data_dir)
+    try:
+        seed = store.keep_hash_seed(draw_hash_seed(data_dir) if seed is None else seed)
+    except StoreError as error:
+        raise ConfigError(str(error)) from error
+    # From now on it would only mislead: the one in the state counts.
+    (data_dir / HASH_SEED_FILE).unlink(missing_ok=True)
+    if os.environ.get("PYTHONHASHSEED") != str(seed):
         raise ConfigError(
             f"{', '.join(journals)}: a journal is replayed in the order that sets have "
             f"under the hash seed of its data folder, {seed}. Start the manager with "
             "start_manager.py, or this program with that PYTHONHASHSEED."
         )
+
+
+def _hash_seed_of(data_dir: Path) -> int | None:
+    try:
+        return hash_seed_of(data_dir)
+    except StoreError as error:
+        raise ConfigError(f"The hash seed is in the state: {error}") from error
 
 
 def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:

@@ -209,7 +209,10 @@ class ManagerSettings(CommonSettings):
         1_000_000, _whole(1), "windows of one rate limit storage, and moving hits"
     )
     drain_timeout_s: float = _setting(
-        10.0, _seconds, "time for running calls to end when the manager stops"
+        10.0,
+        _seconds,
+        "time for running calls to end when the manager stops, and for images of "
+        "journalled objects",
     )
     parent_fd: int | None = _setting(
         None, int, "descriptor of a pipe; the manager stops when it closes"

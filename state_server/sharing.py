@@ -35,6 +35,9 @@ CONTAINER_METHODS = frozenset(
 #: What a handle uses for itself; a class that offers one of these could not be reached.
 RESERVED_NAMES = frozenset({"with_options"})
 
+#: The largest version of a class that a column of a database holds.
+_VERSION_MAX = 2**63 - 1
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -373,9 +376,10 @@ def _check_keeping(
         raise ConfigError(
             f'{full_name(cls)}: durable is True, False or "journal", not {durable!r}.'
         )
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or not 1 <= version <= _VERSION_MAX:
         raise ConfigError(
-            f"{full_name(cls)}: a version is a whole number from 1, not {version!r}."
+            f"{full_name(cls)}: a version is a whole number from 1 to {_VERSION_MAX}, "
+            f"not {version!r}."
         )
 
 

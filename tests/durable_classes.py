@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from state_server.host import Host, HostLimits, Resident
@@ -32,6 +32,7 @@ class FakeStore:
     """
 
     epoch = EPOCH
+    value_bytes_max = 10**9
 
     def __init__(self) -> None:
         self.objects: dict[ObjectName, Stored] = {}
@@ -80,6 +81,10 @@ class FakeStore:
     def load(self, name: ObjectName) -> Stored | None:
         """Return a stored object."""
         return self.objects.get(name)
+
+    def journalled(self) -> Iterator[ObjectName]:
+        """Give no name: nothing journalled is kept here."""
+        return iter(())
 
     def reply_of(self, lane: bytes) -> RememberedReply | None:
         """Return the remembered reply of a lane."""

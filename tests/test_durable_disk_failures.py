@@ -16,8 +16,13 @@ from typing import Any
 import pytest
 
 from state_server.errors import StateServerError, StoreError, Unanswered
+from state_server.keeping import KeepingLimits
 from state_server.service import EXIT_CONFIG, EXIT_LOCKED
+from state_server.sharing import describe_class
+from state_server.store import SqliteStore
 
+from .durable_classes import Count, DurableDesk
+from .fakes import code_of
 from .faults.disk import Disk, built_shim
 from .processes import ROOT, ManagerProcess, wait_until
 
@@ -433,3 +438,102 @@ def test_the_log_says_when_the_store_fails_and_when_it_works(
             number_when_served(numbers)
         wait_until(lambda: "The store works again" in manager.log)
         assert manager.log.count("The store failed") == 1
+
+
+# Too large for the store ------------------------------------------------------------
+
+
+class Bulk:
+    """Gets larger than the store can take, in each way in which it writes."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = [bytes(150_000)] if BULK_IS_BORN_LARGE else []
+
+    def put(self, part: bytes) -> int:
+        """Take a part in."""
+        self.parts.append(part)
+        return len(self.parts)
+
+    def grow(self, size: int) -> str:
+        """Take a part in; return a text as large."""
+        self.parts.append(bytes(size))
+        return "x" * size
+
+    def clear(self) -> None:
+        """Become small."""
+        self.parts.clear()
+
+    def fail(self) -> None:
+        """Raise."""
+        raise LookupError
+
+
+BULK_IS_BORN_LARGE = False
+
+
+class RealStore(SqliteStore):
+    """The store, for a desk that releases its store in the end."""
+
+    def release(self) -> None:
+        """Do nothing: it was never held."""
+
+    release_fence = release
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="setlimit came with 3.11")
+@pytest.mark.parametrize("durable", [True, "journal"])
+def test_what_the_store_cannot_take_fails_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool | str
+) -> None:
+    """States, journalled calls and replies above SQLite's largest value: refused."""
+    store = RealStore(tmp_path / "state.db")
+    store._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    monkeypatch.setattr(store, "value_bytes_max", 99_000)
+    keeping = KeepingLimits(10**9, journal_bytes_max=80_000)
+    shared = describe_class(Bulk, durable=durable)
+    limits = {"remembered_bytes_max": 10**9}
+    with DurableDesk(
+        shared,
+        Count,
+        store=store,  # type: ignore[arg-type]
+        keeping=keeping,
+        **limits,
+    ) as desk:
+        # What is staged waits for flush.
+        desk.host.gather()
+
+        def ask(target: str, *args: Any, key: str) -> Any:
+            """Make one call."""
+            call = desk.start(target, *args, key=key)
+            desk.host.flush(may_wait=True)
+            return call.wait()
+
+        def together(target: str, *args: Any, key: str) -> Any:
+            """Make two calls that are committed together; return the first answer."""
+            calls = [desk.start("Count.add", key=key)]
+            lane = desk.attached()
+            calls.append(desk.start(target, *args, connection=lane, number=1, key=key))
+            calls.append(desk.start("Count.add", key=key))
+            desk.host.flush(may_wait=True)
+            assert [calls[0].wait(), calls[2].wait()] == [1, 2]
+            return calls[1].wait()
+
+        failure = together("Bulk.put", bytes(150_000), key="at once")
+        assert code_of(failure) == "TooLarge"
+        assert "the store takes 99000" in failure.text
+        assert ask("Bulk.put", b"", key="at once") == 1
+        assert ask("Bulk.put", bytes(60_000), key="by and by") == 1
+        failure = together("Bulk.put", bytes(60_000), key="by and by")
+        if durable == "journal":
+            assert failure == 2, "a journal takes it in yet"
+            failure = ask("Bulk.put", bytes(60_000), key="by and by")
+        assert code_of(failure) == "TooLarge"
+        assert ask("Bulk.clear", key="by and by") is None
+        assert ask("Bulk.put", b"", key="by and by") == 1
+        if durable == "journal":
+            assert ask("Bulk.put", b"", key="large reply") == 1
+            reply = together("Bulk.grow", 150_000, key="large reply")
+            assert len(reply) == 150_000
+        monkeypatch.setattr(f"{__name__}.BULK_IS_BORN_LARGE", True)
+        assert code_of(together("Bulk.fail", key="born large")) == "TooLarge"
+        assert desk.host.status()["pending"] == 0

@@ -9,22 +9,24 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import deque
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from state_server import replayable
 from state_server.host import Host
 from state_server.keeping import KeepingLimits, StateKeeper, image, journal
 from state_server.keeping.commits import Change, Committer
 from state_server.messages import Call
 from state_server.replayable import Unchanged
 from state_server.sharing import Catalogue, describe_class, readonly
-from state_server.store import SqliteStore
+from state_server.store import SqliteStore, StoreFile
 
 from .durable_classes import KINDS, Count, DurableDesk, FakeStore
-from .fakes import FakeConnection, code_of, make_call
+from .fakes import FakeClock, FakeConnection, code_of, make_call
 
 
 def _name(cls: type) -> str:
@@ -99,6 +101,33 @@ class Fault(Exception):
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code}: {text}")
+
+
+@pytest.mark.parametrize("durable", [True, "journal"])
+def test_an_object_that_cannot_be_brought_back_is_not_written_by_a_failed_call(
+    durable: bool | str,
+) -> None:
+    """It is refused at its first call, whatever that does, and never is on disk."""
+
+    class Born:
+        def __init__(self) -> None:
+            self.fault = Fault(1, "at birth")
+
+        def fail(self) -> None:
+            raise LookupError
+
+        def refuse(self) -> None:
+            raise Unchanged(LookupError())
+
+        def get(self) -> int:
+            return 1
+
+    with DurableDesk(describe_class(Born, durable=durable)) as desk:
+        for method in ("fail", "refuse", "get", "fail"):
+            failure = desk.ask(f"Born.{method}")
+            assert code_of(failure) == "Unkeepable", method
+            assert "not brought back" in failure.text
+        assert not desk.store.objects
 
 
 def test_a_value_that_cannot_be_brought_back_is_found_before_it_is_on_disk() -> None:
@@ -629,8 +658,8 @@ def test_a_journalled_object_costs_no_image_where_nothing_is_kept() -> None:
         assert connection.wait(number) == number
 
 
-def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
-    """However a call of a journalled object ends, its arguments leave memory."""
+def test_a_journal_keeps_nothing_of_a_call_that_has_ended(tmp_path: Path) -> None:
+    """However it ends, its arguments leave memory, and its thread records no more."""
 
     class Till:
         def take(self, coins: bytes) -> int:
@@ -654,14 +683,22 @@ def test_a_journal_keeps_no_arguments_between_calls(tmp_path: Path) -> None:
     host = Host(shared, store.epoch + bytes(8), store=store)
     host.start()
     try:
-        for method in ("take", "drop", "refuse", "leak", "__contains__", "take"):
-            connection = FakeConnection()
+        for method in ("take", "drop", "refuse", "leak", "__contains__", "exit"):
+            errors = deque([SystemExit()] if method == "exit" else [])
+
+            def encode(event: str, errors: deque[BaseException] = errors) -> None:
+                if errors:
+                    raise errors.popleft()
+
+            connection = FakeConnection(encode)
+            method = "take" if method == "exit" else method
             turn = host.submit(make_call(f"Till.{method}", bytes(5000)), connection)
             assert turn is not None
             host.run(turn)
             connection.wait()
             assert isinstance(turn.keeper, journal.JournalKeeper)
             assert turn.keeper._arguments == b"", method
+            assert replayable.taps.record is None, method
     finally:
         host.stop()
 
@@ -806,3 +843,83 @@ def test_journalled_calls_are_not_left_out_when_a_class_gives_its_journal_up(
     for failure in answers[2:4]:
         assert code_of(failure) == "Unloadable"
         assert "Count/default is stored with 1 journalled calls" in failure.text
+
+
+class Visits:
+    """Counts, by calls that are journalled."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self) -> int:
+        """Count."""
+        self.count += 1
+        assert self.count != 3, "three is refused"
+        return self.count
+
+
+def journal_host(
+    path: Path, clock: FakeClock, cls: type = Visits
+) -> tuple[Host, SqliteStore]:
+    """Return a host that keeps journals of ``cls``, as ``Visits``; and its store."""
+    shared = Catalogue()
+    shared.add(describe_class(cls, name="Visits", durable="journal"))
+    store = SqliteStore(path)
+    host = Host(shared, store.epoch + bytes(8), store=store, clock=clock)
+    host.start()
+    return host, store
+
+
+def visit(host: Host, key: str) -> Any:
+    """Make a call, and wait for its answer."""
+    connection = FakeConnection()
+    turn = host.submit(make_call("Visits.add", key=key), connection)
+    assert turn is not None
+    host.run(turn)
+    return connection.wait()
+
+
+def journalled_in(path: Path) -> list[str]:
+    """Return the keys of the objects that have journalled calls."""
+    with StoreFile(path) as store:
+        return [row.name[1] for row in store.rows() if row.entries]
+
+
+def test_a_stop_in_good_order_leaves_no_journalled_call(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image is written also of what was not called, has left memory, or failed."""
+    path, clock = tmp_path / "state.db", FakeClock()
+    host, store = journal_host(path, clock)
+    for key in ("uncalled", "idle", "failed", "called"):
+        assert [visit(host, key), visit(host, key)] == [1, 2]
+    # As it is after kill -9: the calls are on disk, and no image was written.
+    store.close()
+    assert journalled_in(path) == ["called", "failed", "idle", "uncalled"]
+
+    host, _ = journal_host(path, clock)
+    assert code_of(visit(host, "idle")) == "Raised"
+    clock.advance(1000)
+    host.sweep()
+    assert host.status()["objects"] == 0
+    assert code_of(visit(host, "failed")) == "Raised"
+    host.stop(timeout_s=-1.0)
+    assert journalled_in(path) == ["called", "failed", "idle", "uncalled"]
+    assert "4 objects keep their journalled calls" in caplog.text
+
+    class Other(Visits):
+        def add(self) -> int:
+            raise SystemExit if caplog.text.endswith("once more.\n") else ValueError
+
+    host, _ = journal_host(path, clock, Other)
+    host.stop()
+    assert "No image of Visits/called was written.\n" in caplog.text
+    assert "No image of Visits/failed was written: call 1 of the journal" in caplog.text
+    assert journalled_in(path) == ["called", "failed", "idle", "uncalled"]
+
+    host, _ = journal_host(path, clock)
+    host.stop()
+    assert journalled_in(path) == []
+    host, _ = journal_host(path, clock)
+    assert code_of(visit(host, "idle")) == "Raised"
+    host.stop()

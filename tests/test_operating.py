@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -28,7 +30,7 @@ from state_server.errors import ConfigError, StoreError
 from state_server.host import Host
 from state_server.keeping import image, journal
 from state_server.sharing import Catalogue, describe_class
-from state_server.store import SqliteStore, StoredRow, StoreFile
+from state_server.store import SqliteStore, StoredRow, StoreFile, database, hash_seed_of
 
 from .conftest import StartManager
 from .fakes import FakeConnection, code_of, lane_of, make_call
@@ -246,7 +248,7 @@ def test_what_is_read_of_a_state_is_one_moment(data_dir: Path, tmp_path: Path) -
         put(data_dir, row(number(8)), row(number(1), "Number/later"))
         assert store.count("objects") == 1
         assert [found.generation for found in store.rows()] == [3]
-        store.copy(tmp_path / "copy", about={}, wal=False)
+        store.copy(tmp_path / "copy", hash_seed=None, wal=False)
     assert len(rows_of(tmp_path / "copy")) == 1
     assert value_in(tmp_path / "copy") == 7
     assert len(rows_of(data_dir / "state.db")) == 2
@@ -434,15 +436,89 @@ def test_a_restore_begins_a_folder_and_a_new_epoch_each_time(
     assert mode_of(fresh) == 0o700
 
 
+def state_and_seed(data_dir: Path) -> tuple[int, int | None]:
+    """Return how far the number has counted, and the seed of its folder."""
+    return value_in(data_dir / "state.db"), hash_seed_of(data_dir)
+
+
 def test_the_hash_seed_goes_with_the_state(data_dir: Path, tmp_path: Path) -> None:
-    """Journals are replayed under the seed they were written under, anywhere."""
+    """Journals are replayed under the seed they were written under, to and fro."""
     (data_dir / "hashseed").write_text("42\n")
     operating.back_up(data_dir, tmp_path / "copy")
     (data_dir / "hashseed").write_text("43\n")
+    put(data_dir, row(number(8)))
     kept = operating.restore(data_dir, tmp_path / "copy").kept
     assert kept is not None
-    assert (data_dir / "hashseed").read_text() == "42\n"
-    assert kept.with_name(kept.name + "-hashseed").read_text() == "43\n"
+    assert state_and_seed(data_dir) == (7, 42)
+    operating.restore(data_dir, kept)
+    assert state_and_seed(data_dir) == (8, 43)
+    operating.back_up(data_dir, tmp_path / "another")
+    operating.restore(tmp_path / "fresh", tmp_path / "another")
+    assert state_and_seed(tmp_path / "fresh") == (8, 43)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_restore_that_is_killed_parts_no_state_from_its_hash_seed(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Killed before each thing that it does, it leaves both old or both new."""
+    (data_dir / "hashseed").write_text("42\n")
+    operating.back_up(data_dir, tmp_path / "copy")
+    (data_dir / "hashseed").write_text("43\n")
+    put(data_dir, row(number(8)))
+    found = []
+    for steps in itertools.count():
+        folder = tmp_path / f"killed-{steps}"
+        shutil.copytree(data_dir, folder)
+        child = os.fork()
+        if not child:
+            _end_after(steps)
+            operating.restore(folder, tmp_path / "copy")
+            os._exit(0)
+        was_killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+        found.append(state_and_seed(folder))
+        assert operating.check(folder, classes(NUMBER), strict=True).is_good
+        if not was_killed:
+            break
+    assert set(found) == {(8, 43), (7, 42)}
+    assert found == sorted(found, reverse=True)
+
+
+def _end_after(steps: int) -> None:
+    """End this process before it opens, renames, links or removes one file more."""
+    left = steps
+
+    def count(event: str, _: Any) -> None:
+        nonlocal left
+        if event in ("open", "os.rename", "os.link", "os.remove", "sqlite3.connect"):
+            if not left:
+                os._exit(1)
+            left -= 1
+
+    sys.addaudithook(count)
+
+
+def test_a_state_that_cannot_be_folded_is_not_parted_from_its_log(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk is full, say: the restore fails, and the last calls are there."""
+    operating.back_up(data_dir, tmp_path / "copy")
+
+    class FullDisk:
+        """A connection that can read, and cannot write."""
+
+        def execute(self, _: str) -> Any:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        def close(self) -> None:
+            """Do nothing."""
+
+    monkeypatch.setattr(database, "opened", lambda *_: FullDisk())
+    (data_dir / "state.db-wal").touch()
+    with pytest.raises(StoreError, match="brought into it: database or disk is full"):
+        operating.restore(data_dir, tmp_path / "copy")
+    assert (data_dir / "state.db-wal").exists()
+    assert not list(data_dir.glob("*before-restore*"))
 
 
 def test_a_restore_waits_for_nobody_who_reads(data_dir: Path, tmp_path: Path) -> None:
@@ -910,13 +986,15 @@ def test_journalled_calls_are_loaded_under_their_hash_seed_or_not_at_all(
     fresh = tmp_path / "fresh"
     with pytest.raises(ConfigError, match="line 3 does not fit"):
         operating.load(fresh, [*lines, "{}"], trust=True)
-    assert not (fresh / "hashseed").exists()
+    assert hash_seed_of(fresh) is None
     assert operating.load(fresh, lines, trust=True).added == len(lines)
-    assert (fresh / "hashseed").read_text() == "42\n"
-    (fresh / "hashseed").write_text("43\n")
+    assert hash_seed_of(fresh) == 42
+    other = tmp_path / "other"
+    put(other)
+    (other / "hashseed").write_text("43\n")
     with pytest.raises(ConfigError, match=r"Nothing was loaded.*another hash seed"):
-        operating.load(fresh, lines, replace=True, trust=True)
-    assert (fresh / "hashseed").read_text() == "43\n"
+        operating.load(other, lines, replace=True, trust=True)
+    assert hash_seed_of(other) == 43
 
 
 def test_a_dump_needs_no_classes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from state_server.data_folder import lock_holder
 from state_server.errors import Overloaded
+from state_server.store import StoreFile
 
 from .conftest import StartManager
 from .processes import ROOT, ManagerProcess, wait_until
@@ -270,3 +271,60 @@ def test_a_child_that_a_method_forked_ends_when_it_is_told_to(tmp_path: Path) ->
         assert forker.next(0) == 1
     manager.stop()
     assert exit_code == -signal.SIGTERM
+
+
+DIARY = """
+from state_server import share
+
+@share(durable="journal")
+class Diary:
+    def __init__(self):
+        self.words = set(map(str, range(100)))
+
+    def take(self):
+        return self.words.pop()
+
+    def left(self):
+        return sorted(self.words)
+"""
+
+
+@pytest.mark.parametrize("seed", [None, "42"], ids=["new folder", "former folder"])
+def test_a_hash_seed_is_kept_in_the_state(tmp_path: Path, seed: str | None) -> None:
+    """Drawn once or found in a former folder, it is there before the first call."""
+    (tmp_path / "diary.py").write_text(DIARY)
+    manager = ManagerProcess(tmp_path, "--objects", "diary")
+    if seed is not None:
+        manager.data_dir.mkdir(mode=0o700)
+        (manager.data_dir / "hashseed").write_text(f"{seed}\n")
+    manager.start()
+    try:
+        with StoreFile(manager.data_dir / "state.db") as store:
+            kept = store.hash_seed
+        assert kept is not None
+        assert seed in (None, str(kept))
+        assert not (manager.data_dir / "hashseed").exists()
+        with manager.client() as client:
+            diary = client.get("Diary")
+            taken = {diary.take() for _ in range(50)}
+            left = diary.left()
+            manager.kill()
+            # What a former release, or a start that was cut off, has left.
+            (manager.data_dir / "hashseed").write_text("43\n")
+            manager.start()
+            assert diary.left() == left
+            assert not taken & set(left)
+        with StoreFile(manager.data_dir / "state.db") as store:
+            assert store.hash_seed == kept
+    finally:
+        manager.stop()
+
+
+def test_a_check_draws_no_hash_seed(tmp_path: Path) -> None:
+    """It looks at the state without changing it, and needs no seed without a call."""
+    (tmp_path / "diary.py").write_text(DIARY)
+    manager = ManagerProcess(tmp_path).start()
+    manager.stop()
+    result = command(manager, "check", "--objects", "diary")
+    assert result.returncode == 0, result.stderr
+    assert not (manager.data_dir / "hashseed").exists()

@@ -311,7 +311,7 @@ def test_readonly_methods_are_found_by_mark_and_by_name() -> None:
         describe_class(Reader, readonly=["four"])
 
 
-@pytest.mark.parametrize("version", [0, -1, "1", 1.5])
+@pytest.mark.parametrize("version", [0, -1, "1", 1.5, 2**63])
 def test_version_of_a_class_is_a_whole_number(version: Any) -> None:
     """Versions are counted from 1."""
     with pytest.raises(ConfigError, match="whole number from 1"):

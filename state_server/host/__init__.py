@@ -75,9 +75,16 @@ class Host:
         if store is not None:
             self._committer = Committer(store, self._settle, limits.lane_retention_s)
         committer = self._committer
+        #: A reply of more bytes is remembered as "ran, reply lost".
+        self._recorded_bytes_max = limits.remembered_bytes_max
+        if committer is not None:
+            self._recorded_bytes_max = min(
+                limits.remembered_bytes_max, committer.value_bytes_max
+            )
         self._residents = Residents(catalogue, limits, keeping, committer, clock)
         self._lanes = Lanes(self._lock, limits, committer, clock, wall_clock)
         self._performer = Performer(boot_id, limits.frame_bytes_max, committer, clock)
+        self._is_started = False
         self._closing = False
         self._pending = 0
         #: What the pending calls hold; a call that waits for its commit counts, as it
@@ -109,33 +116,80 @@ class Host:
         """Start the writer thread, if there is a store."""
         if self._committer is not None:
             self._committer.start()
+            self._is_started = True
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = 10.0) -> None:
         """Commit what is staged, write images of journalled objects, close the store.
 
         Called when no thread takes in calls any more. A method that outlasts the drain
-        may still run: its object gets no image, and its caller no answer.
+        may still run: its object gets no image, and its caller no answer. After
+        ``timeout_s`` no further object is loaded for its image.
         """
         if self._committer is None:
             return
+        if self._is_started:
+            self._write_images(self._committer, timeout_s)
+        self._committer.stop()
+
+    def _write_images(self, committer: Committer, timeout_s: float) -> None:
+        """Write the image of each object with journalled calls, in memory or on disk.
+
+        An image needs no journal: another version of the class can read it.
+        """
+        deadline = self._clock() + timeout_s
+        done = set()
         for resident in self._residents:
             keeper = resident.keeper
             if isinstance(keeper, JournalKeeper) and keeper.has_entries:
                 self._write_image(resident, keeper)
-        self._committer.stop()
+                done.add(resident.object_name)
+        left = 0
+        try:
+            for name in committer.journalled():
+                shared = self._catalogue.get(name[0])
+                if name in done or shared is None or shared.durable != "journal":
+                    continue
+                if self._clock() > deadline:
+                    left += 1
+                    continue
+                with self._lock:
+                    found = self._residents.get(name)
+                    resident = found or self._residents.add(name, shared)
+                if resident.current is not None:
+                    continue
+                assert isinstance(resident.keeper, JournalKeeper), resident
+                self._write_image(resident, resident.keeper)
+                if resident.batch is not None:
+                    # One image at a time: together they may be more than memory holds.
+                    committer.wait_for(resident.batch)
+                resident.keeper.drop()
+        except StoreError as error:
+            log.warning("Images of journalled objects were not written: %s", error)
+        if left:
+            log.warning(
+                "%d objects keep their journalled calls, as there was no time left to "
+                "write images of them (drain_timeout_s). Before their class is "
+                "changed, start the manager and stop it once more.",
+                left,
+            )
 
     def _write_image(self, resident: Resident, keeper: JournalKeeper) -> None:
         assert self._committer is not None
         if resident.current is not None:
             return
         try:
-            self._committer.stage(keeper.snapshot(), resident, None, None)
-        except StoreError as error:
+            if keeper.instance is None:
+                self._performer.bring(resident)
+            if keeper.has_entries:
+                resident.batch = self._committer.stage(
+                    keeper.snapshot(), resident, None, None
+                )
+        except StateServerError as error:
             # Its journal says the same; only the next start takes longer.
             log.warning("No image of %s was written: %s", resident.name, error)
-        except Exception:
-            # The class's own code, which an image is made with: the store must be
-            # closed in order all the same.
+        except BaseException:
+            # The class's own code, which an image is made with, sys.exit() included:
+            # the store must be closed in order all the same.
             log.exception("No image of %s was written.", resident.name)
 
     def gather(self) -> None:
@@ -405,7 +459,7 @@ class Host:
             if change is not None:
                 reply = None
                 if call.lane is not None:
-                    keep = len(payload) <= self.limits.remembered_bytes_max
+                    keep = len(payload) <= self._recorded_bytes_max
                     record = payload if keep else None
                     reply = ReplyRecord(call.lane, call.number, record)
                 resident.batch = committer.stage(

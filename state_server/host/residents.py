@@ -82,6 +82,10 @@ class Residents:
             resident.is_evictable = True
         return resident
 
+    def get(self, name: ObjectName) -> Resident | None:
+        """Return an object if it is in memory."""
+        return self._residents.get(name)
+
     def add(self, name: ObjectName, shared: SharedClass) -> Resident:
         """Return a new object, not built yet."""
         resident = Resident(name, shared, self._keeper(name, shared))

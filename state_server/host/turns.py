@@ -93,7 +93,9 @@ class Performer:
             # The border to the object's own code: whatever it raises, sys.exit()
             # included, is an answer to its caller and ends nothing here.
             payload = self._failed(resident, ticket, error, ran=ran)
-            return payload, keeper.first() if ran else None
+            return (
+                self._with_first(resident, ticket, payload) if ran else (payload, None)
+            )
         finally:
             if self.is_copy:
                 os._exit(0)
@@ -108,6 +110,19 @@ class Performer:
             return reply, keeper.kept(call, readonly=readonly)
         except StateServerError as error:
             return self._not_done(resident, ticket, error), None
+
+    def _with_first(
+        self, resident: Resident, ticket: Ticket, payload: Payload
+    ) -> tuple[Payload, Change | None]:
+        """Return the reply of a call that failed, and what puts a new object on disk.
+
+        Where that cannot be kept, the reply says so: it may show how it was built.
+        """
+        try:
+            return payload, resident.keeper.first()
+        except StateServerError as error:
+            resident.keeper.drop()
+            return ticket.destination.form.refused(ticket.call, error), None
 
     def _failed(
         self, resident: Resident, ticket: Ticket, error: BaseException, *, ran: bool

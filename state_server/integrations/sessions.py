@@ -80,6 +80,21 @@ class StateServerSession(SessionMixin):
         """Return the number of values."""
         return len(self._read().values)
 
+    def __or__(self, other: Any) -> Any:
+        """Return a dictionary of the values and those of ``other``, which win."""
+        if not isinstance(other, (dict, StateServerSession)):
+            return NotImplemented
+        return {**self, **other}
+
+    def __ror__(self, other: Any) -> Any:
+        """Return a dictionary of those of ``other`` and the values, which win."""
+        return {**other, **self} if isinstance(other, dict) else NotImplemented
+
+    def __ior__(self, other: Any) -> Any:
+        """Set the values of a mapping, or of pairs, as ``update`` does."""
+        self.update(other)
+        return self
+
     def __repr__(self) -> str:
         """Name the keys, not the values; read nothing for that."""
         keys = "not read yet" if self._draft is None else list(self._draft.values)

@@ -54,7 +54,8 @@ class Keeper(Protocol):
     def first(self) -> Change | None:
         """Return what puts a new object on disk, when its first call has failed.
 
-        The error that its caller gets may show how it is built.
+        The error that its caller gets may show how it is built. Raises an error of the
+        family when the object cannot be kept.
         """
 
     def undo(self, *, readonly: bool) -> None:
@@ -191,7 +192,11 @@ class StateKeeper:
 
     def first(self) -> Change | None:
         """Return the image of an object that was built and is not on disk yet."""
-        return None if self._saved or self.instance is None else self._next(self._image)
+        if self._saved or self.instance is None:
+            return None
+        self._check_size(len(self._image))
+        self._check_loads(self._image)
+        return self._next(self._image)
 
     def _next(self, fresh: bytes) -> Change | None:
         self._image = fresh
@@ -227,18 +232,12 @@ class StateKeeper:
 
         The first one, to be cheap, and each that holds a value of a further class.
         """
-        cls = type(self.instance)
-        try:
-            image.rebuild(fresh, cls, self._shared.transient, None)
-        except Exception as error:
-            # The class's own code. On disk it could never be loaded again.
-            raise Unkeepable(
-                f"The state of {'/'.join(self._name)} can be pickled, but not brought "
-                f"back: {type(error).__name__}: {error}. The call was undone."
-            ) from error
+        brought_back(self._name, fresh, type(self.instance), self._shared)
 
     def _check_size(self, size: int) -> None:
         name = "/".join(self._name)
+        if self._committer is not None:
+            check_storable(self._name, "state", size, self._committer)
         if size > self._limits.state_bytes_max:
             raise TooLarge(
                 f"The state of {name} would have {size} bytes; the limit is "
@@ -254,6 +253,36 @@ class StateKeeper:
                 name,
                 size,
             )
+
+
+def check_storable(
+    name: ObjectName, what: str, size: int, committer: Committer
+) -> None:
+    """Raise ``TooLarge`` for what the store cannot take, before anything is staged.
+
+    ``what``: what has so many bytes, for the error.
+    """
+    if size > committer.value_bytes_max:
+        raise TooLarge(
+            f"The {what} of {'/'.join(name)} would have {size} bytes; the store takes "
+            f"{committer.value_bytes_max} at the most. Nothing was changed. Split the "
+            "object up."
+        )
+
+
+def brought_back(name: ObjectName, fresh: bytes, cls: type, shared: SharedClass) -> Any:
+    """Return the object in an image that is to be written.
+
+    Raises ``Unkeepable`` where that fails: on disk it could never be loaded again.
+    """
+    try:
+        return image.rebuild(fresh, cls, shared.transient, None)
+    except Exception as error:
+        # The class's own code.
+        raise Unkeepable(
+            f"The state of {'/'.join(name)} can be pickled, but not brought back: "
+            f"{type(error).__name__}: {error}. The call was undone."
+        ) from error
 
 
 def check_class(name: ObjectName, instance: Any, cls: type) -> None:

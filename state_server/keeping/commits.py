@@ -6,7 +6,7 @@ while the next batch fills. Batches are committed strictly in order, one at a ti
 one fails, everything staged since fails with it, the objects it touched leave memory,
 and nothing is staged until it is certain what is on disk.
 
-Neither files nor sockets are known here; the store behind is an interface of six.
+Neither files nor sockets are known here; the store behind is an interface of seven.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from threading import get_ident
 from typing import Any, NamedTuple, Protocol
@@ -78,17 +78,25 @@ class ReplyRecord(NamedTuple):
 class Store(Protocol):
     """What keeps state: SQLite here, something beyond this machine elsewhere.
 
-    ``commit``, ``fence`` and ``tidy`` are called by one thread at a time; ``load`` and
-    ``reply_of`` by any.
+    ``commit``, ``fence`` and ``tidy`` are called by one thread at a time; ``load``,
+    ``reply_of`` and ``journalled`` by any.
     """
 
     epoch: bytes
+    #: The largest image, journal entry or reply that it takes.
+    value_bytes_max: int
 
     def load(self, name: ObjectName) -> Stored | None:
         """Return a stored object; raise ``StoreError`` when it cannot be read."""
 
     def reply_of(self, lane: bytes) -> RememberedReply | None:
         """Return the remembered reply of a lane."""
+
+    def journalled(self) -> Iterator[ObjectName]:
+        """Give the names of the objects with journalled calls since their image.
+
+        Others may write meanwhile. Raises ``StoreError`` when they cannot be read.
+        """
 
     def commit(
         self,
@@ -200,6 +208,8 @@ class Committer:
         )
         self.commits = 0
         self.failures = 0
+        #: What is larger must not be staged: everything in its batch would fail.
+        self.value_bytes_max = store.value_bytes_max
 
     def __repr__(self) -> str:
         """Return the numbers an operator asks for first."""
@@ -233,6 +243,10 @@ class Committer:
     def reply_of(self, lane: bytes) -> RememberedReply | None:
         """Return the remembered reply of a lane."""
         return self._store.reply_of(lane)
+
+    def journalled(self) -> Iterator[ObjectName]:
+        """Give the names of the objects with journalled calls on disk."""
+        return self._store.journalled()
 
     def stage(
         self,

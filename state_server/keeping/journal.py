@@ -15,7 +15,7 @@ from ..errors import Unloadable
 from ..messages import Call
 from ..replayable import taps
 from ..sharing import SharedClass
-from . import check_class, image, loaded
+from . import brought_back, check_class, check_storable, image, loaded
 from .commits import Change, Committer, ObjectName, Stored
 
 
@@ -121,6 +121,7 @@ class JournalKeeper:
             return None
         check_class(self._name, self.instance, self._class)
         entry = pack(Entry(self._shared.version, call.method, arguments, tuple(drawn)))
+        self._check_size("journalled call", entry)
         grown = self._entry_bytes + len(entry)
         if not self._saved or grown > max(self._entry_bytes_max, self._image_bytes):
             return self.snapshot()
@@ -137,18 +138,25 @@ class JournalKeeper:
         That takes about as long as the image, and the class may spare it.
         """
         fresh = image.dump(self.instance, self._shared.transient)
+        self._check_size("state", fresh)
         if not self._shared.keeps_order:
-            cls = type(self.instance)
-            self.instance = image.rebuild(fresh, cls, self._shared.transient, None)
+            self.instance = self._brought_back(fresh)
         return self._written(fresh)
 
     def first(self) -> Change | None:
         """Return the image of an object that was built and is not on disk yet."""
         if self._saved:
             return None
-        # The next call loads it: a replay does not start from the one that was built.
-        self.instance = None
+        self._check_size("state", self._newborn)
+        # It goes on with the one that was loaded, as a replay does.
+        self.instance = self._brought_back(self._newborn)
         return self._written(self._newborn)
+
+    def _brought_back(self, fresh: bytes) -> Any:
+        return brought_back(self._name, fresh, self._class, self._shared)
+
+    def _check_size(self, what: str, data: bytes) -> None:
+        check_storable(self._name, what, len(data), self._committer)
 
     def _written(self, fresh: bytes) -> Change:
         self._saved = True
@@ -165,14 +173,18 @@ class JournalKeeper:
 
     def undo(self, *, readonly: bool) -> None:
         """Load the object anew after an error, unless nothing can have changed."""
-        taps.record = None
-        self._arguments = b""
+        self._forget_call()
         if not readonly:
             self.drop()
 
     def drop(self) -> None:
         """Let go of the object; the next call starts from what is on disk."""
+        self._forget_call()
         self.instance = None
+
+    def _forget_call(self) -> None:
+        """Let go of what ``begin`` took down; this thread records no further."""
+        taps.record = None
         self._arguments = b""
 
 

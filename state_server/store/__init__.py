@@ -18,9 +18,10 @@ import itertools
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from ..keeping.commits import (
     Stored,
 )
 from .database import (
+    KEEP_SEED,
     NEW_EPOCH,
     SCHEMA_VERSION,
     StoredRow,
@@ -42,7 +44,7 @@ from .database import (
     make_empty,
     opened,
 )
-from .reading import StoreFile
+from .reading import StoreFile, hash_seed_of
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -51,6 +53,7 @@ __all__ = [
     "StoreFile",
     "StoredRow",
     "fold_log",
+    "hash_seed_of",
 ]
 
 log = logging.getLogger("state_server.store")
@@ -76,6 +79,11 @@ payload = excluded.payload, committed_at = excluded.committed_at
 #: Rows that one statement writes. The interpreter is given up around each statement,
 #: and a busy leader is slow to give it back: a few large ones beat many small ones.
 _ROWS_AT_ONCE = (64, 16, 4, 1)
+
+#: The largest row of SQLite, where it cannot be asked (before Python 3.11); and what
+#: stands in a row beside its image, entry or reply.
+_ROW_BYTES_MAX = 1_000_000_000
+_ROW_BYTES_BESIDE = 16 * 1024
 
 
 class Inserted(NamedTuple):
@@ -113,6 +121,7 @@ class SqliteStore:
             self._writer = opened(path, busy_timeout_s)
             try:
                 self.epoch = self._prepare()
+                self.value_bytes_max = _row_bytes_max(self._writer) - _ROW_BYTES_BESIDE
                 self._reader = opened(path, busy_timeout_s)
                 self._recaller = opened(path, busy_timeout_s)
             except BaseException:
@@ -145,6 +154,19 @@ class SqliteStore:
         self._may_have_entries = bool(some[0])
         epoch = "select value from about where name = 'epoch'"
         return bytes(writer.execute(epoch).fetchone()[0])
+
+    def keep_hash_seed(self, seed: int) -> int:
+        """Keep a hash seed unless there is one; return the one that is kept.
+
+        Journals are replayed under it, so it goes wherever the state goes. Called at
+        the start, or by ``insert`` while it asks for rows. Raises ``StoreError``.
+        """
+        try:
+            self._writer.execute(KEEP_SEED, (str(seed).encode(),))
+            query = "select value from about where name = 'hash_seed'"
+            return int(self._writer.execute(query).fetchone()[0])
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"The hash seed cannot be kept: {error}.") from error
 
     def class_names(self) -> list[str]:
         """Return the names of all classes that objects are stored of.
@@ -218,6 +240,25 @@ class SqliteStore:
             raise StoreError(f"{'/'.join(name)} cannot be read: {error}.") from error
         version, generation, image = row
         return Stored(version, generation, image, tuple(e for (e,) in entries))
+
+    def journalled(self) -> Iterator[ObjectName]:
+        """Give the names of the objects with journalled calls since their image.
+
+        Each is looked up in the index by itself, as in ``class_names``.
+        """
+        row = ("", "")
+        while row is not None:
+            try:
+                with self._reader_lock:
+                    row = self._reader.execute(
+                        "select class, key from entries where (class, key) > (?, ?) "
+                        "order by class, key limit 1",
+                        row,
+                    ).fetchone()
+            except sqlite3.Error as error:
+                raise StoreError(f"The journals cannot be read: {error}.") from error
+            if row is not None:
+                yield row
 
     def reply_of(self, lane: bytes) -> RememberedReply | None:
         """Return the remembered reply of a lane."""
@@ -389,3 +430,9 @@ def _put(
 def _for_rows(statement: str, count: int, columns: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return statement.format(rows=", ".join([row] * count))
+
+
+def _row_bytes_max(connection: sqlite3.Connection) -> int:
+    if sys.version_info < (3, 11):
+        return _ROW_BYTES_MAX
+    return connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)

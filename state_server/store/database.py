@@ -23,6 +23,9 @@ _PROBLEMS_MAX = 100
 #: What gives a store, or a copy of one, an epoch of its own: eight random bytes.
 NEW_EPOCH = "update about set value = ? where name = 'epoch'"
 
+#: What keeps the hash seed of journals, unless there is one.
+KEEP_SEED = "insert or ignore into about values ('hash_seed', ?)"
+
 _SCHEMA = """
 create table about (name text primary key, value blob not null) without rowid;
 create table objects (
@@ -149,27 +152,43 @@ def damage_in(connection: sqlite3.Connection, pragma: str) -> list[str]:
     return [text for (text,) in rows if text != "ok"]
 
 
-def fold_log(path: Path) -> bool:
+def fold_log(path: Path, hash_seed: int | None) -> bool:
     """Bring the log of a store into its file, so that the file alone is the state.
 
-    Returns whether that was possible; it is not when the file is damaged. Raises
-    ``StoreError`` while another process has the file open.
+    ``hash_seed``: that of its folder, which is put into it as well. Returns whether
+    that was possible; it is not when the file is damaged. Raises ``StoreError`` while
+    another process has the file open, and when the file cannot be written.
     """
     try:
         # SQLite may write to a damaged file, or delete the log of an empty one.
         look_at(path)
         connection = opened(path, 2.0)
-        try:
-            (mode,) = connection.execute("pragma journal_mode = delete").fetchone()
-        finally:
-            connection.close()
     except (sqlite3.Error, ValueError) as error:
         if "locked" not in str(error):
             return False
-        mode = "locked"
-    if mode != "delete":
+        raise _in_use(path) from error
+    try:
+        (mode,) = connection.execute("pragma journal_mode = delete").fetchone()
+        if mode != "delete":
+            raise _in_use(path)
+        if hash_seed is not None:
+            connection.execute(KEEP_SEED, (str(hash_seed).encode(),))
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise _in_use(path) from error
+        # A full disk, say: the file and its log are whole, and must not be parted.
         raise StoreError(
-            f"{path} is open in another process, perhaps a backup or a check. Wait "
-            "until that has ended."
-        )
+            f"The log of {path} cannot be brought into it: {error}."
+        ) from error
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
     return True
+
+
+def _in_use(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} is open in another process, perhaps a backup or a check. Wait until "
+        "that has ended."
+    )

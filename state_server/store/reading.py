@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from ..data_folder import sync
+from ..data_folder import STATE_FILE, hash_seed_in_file, sync
 from ..errors import StoreError
-from .database import NEW_EPOCH, StoredRow, damage_in
+from .database import KEEP_SEED, NEW_EPOCH, StoredRow, damage_in
 
 #: Pages that are copied at a stretch; a signal is heard in between.
 _COPIED_PAGES = 1024
@@ -66,6 +66,12 @@ class StoreFile:
         """Close the file."""
         self._connection.close()
 
+    @property
+    def hash_seed(self) -> int | None:
+        """Return the hash seed that its journals are replayed under, if it has one."""
+        seed = self.about.get("hash_seed")
+        return None if seed is None else int(seed)
+
     def damage(self) -> list[str]:
         """Return what SQLite finds wrong with the whole file, a hundred at the most."""
         return damage_in(self._connection, "integrity_check")
@@ -97,12 +103,13 @@ class StoreFile:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
-    def copy(self, target: Path, *, about: Mapping[str, bytes], wal: bool) -> None:
+    def copy(self, target: Path, *, hash_seed: int | None, wal: bool) -> None:
         """Write a copy with a new epoch to ``target``, which must not exist.
 
-        ``about``: further facts for its table of that name. ``wal``: leave it as a
-        manager keeps it; otherwise it can be read from a folder that is read-only. The
-        copy has been verified and is on disk when this returns. Raises ``StoreError``.
+        ``hash_seed``: that of its folder, for the copy if it has none itself. ``wal``:
+        leave it as a manager keeps it; otherwise it can be read from a folder that is
+        read-only. The copy has been verified and is on disk when this returns. Raises
+        ``StoreError``.
         """
         os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
@@ -116,9 +123,8 @@ class StoreFile:
                 )
                 copy.execute("pragma journal_mode = delete")
                 copy.execute(NEW_EPOCH, (os.urandom(8),))
-                copy.executemany(
-                    "insert or replace into about values (?, ?)", about.items()
-                )
+                if hash_seed is not None:
+                    copy.execute(KEEP_SEED, (str(hash_seed).encode(),))
                 problems = damage_in(copy, "quick_check")
                 if wal:
                     copy.execute("pragma journal_mode = wal")
@@ -151,3 +157,18 @@ def _address_for_reading(path: Path) -> str:
         return address
     is_fixed = os.statvfs(path.parent).f_flag & os.ST_RDONLY
     return f"{address}&immutable=1" if is_fixed else address
+
+
+def hash_seed_of(data_dir: Path) -> int | None:
+    """Return the hash seed of a data folder; ``None`` if it has none yet.
+
+    It is kept in the state, so that both are replaced at once; in a folder of a former
+    release it is in a file. Raises ``StoreError`` or ``ConfigError`` when it cannot be
+    read.
+    """
+    path = data_dir / STATE_FILE
+    seed = None
+    if path.exists():
+        with StoreFile(path) as store:
+            seed = store.hash_seed
+    return hash_seed_in_file(data_dir) if seed is None else seed

@@ -949,6 +949,46 @@ def test_a_mapping_in_every_respect(make_app: MakeApp) -> None:
     assert ask(with_cookie(app, cookie), "/get/again") == "2"
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "flask's own"])
+def test_the_session_is_united_as_a_dictionary_is(
+    make_app: MakeApp, *, ours: bool
+) -> None:
+    """``|`` gives a dictionary and changes nothing; ``|=`` sets values, and is told."""
+    app = make_app() if ours else Flask("own", root_path=".")
+    app.secret_key = "of the cookie"
+    with app.test_request_context():
+        session.update(a=1, b=2)
+        app.process_response(app.response_class())
+        session.modified = False
+        united = session | {"b": 3, "c": 4}
+        assert united == {"a": 1, "b": 3, "c": 4}
+        assert type(united) is dict
+        assert {"b": 3, "c": 4} | session == {"a": 1, "b": 2, "c": 4}
+        assert session | session == {"a": 1, "b": 2}
+        assert dict(session) == {"a": 1, "b": 2}
+        assert not session.modified
+        for other in (5, None, [("a", 1)]):
+            with pytest.raises(TypeError):
+                session | other
+            with pytest.raises(TypeError):
+                other | session
+        found = session._get_current_object()  # type: ignore[attr-defined]
+        same = found
+        same |= {"b": 5}
+        assert same is found
+        assert session.modified
+        same |= [("c", 6)]
+        for wrong in (5, None, [5]):
+            with pytest.raises(TypeError):
+                same |= wrong
+        assert dict(session) == {"a": 1, "b": 5, "c": 6}
+        if ours:
+            app.process_response(app.response_class())
+            cookie = session.sid  # type: ignore[attr-defined]
+    if ours:
+        assert everything(with_cookie(app, cookie)) == {"a": "1", "b": "5", "c": "6"}
+
+
 @pytest.mark.parametrize("rule", ["merge", "last", "error"])
 def test_saving_a_second_time_is_harmless(make_app: MakeApp, rule: str) -> None:
     """Flask saves again when something fails after the first time; both are kept."""
