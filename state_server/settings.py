@@ -168,6 +168,11 @@ class ManagerSettings(CommonSettings):
         256 * MEBIBYTE, _whole(1024), "replies waiting for one commit"
     )
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
+    objects_bytes_max: int = _setting(
+        1024 * MEBIBYTE,
+        _whole(1024),
+        "kept state of all objects in memory; not known of those that are not durable",
+    )
     memory: bool = _setting(
         False, _boolean, "keep nothing on disk; everything is forgotten at the end"
     )

@@ -41,6 +41,11 @@ class Residents:
         #: Those that can come back from disk: by their idle time, then by last use.
         self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
         self._edge = Edge(log, "objects in memory", limits.objects_max)
+        #: What is kept of all of them, in bytes.
+        self.counted_bytes = 0
+        self._bytes_edge = Edge(
+            log, "bytes of objects in memory", limits.objects_bytes_max
+        )
 
     def __len__(self) -> int:
         """Return how many objects are in memory."""
@@ -70,7 +75,7 @@ class Residents:
                 f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
             )
         check_offered(shared.contract, call)
-        if self._edge.reached(len(self._residents)) and not self._make_room():
+        if self._edge.reached(len(self._residents)) and not self.make_room():
             raise Overloaded(
                 f"{len(self._residents)} objects are in memory, the limit "
                 "(objects_max)."
@@ -107,6 +112,21 @@ class Residents:
             resident.object_name
         )
 
+    def count(self, resident: Resident) -> bool:
+        """Count an object's kept bytes anew; tell whether there is room for another's.
+
+        Called in the object's turn.
+        """
+        kept_bytes = resident.keeper.kept_bytes
+        self.counted_bytes += kept_bytes - resident.counted_bytes
+        resident.counted_bytes = kept_bytes
+        return not self._bytes_edge.reached(self.counted_bytes)
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` if the sum is not that of what is counted."""
+        counted = sum(resident.counted_bytes for resident in self)
+        assert counted == self.counted_bytes, (counted, self.counted_bytes)
+
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""
         now = self._clock()
@@ -116,8 +136,9 @@ class Residents:
                 if resident.used_at > horizon:
                     break
                 self._evict(resident)
+        self._bytes_edge.left(self.counted_bytes)
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """Drop the object that was used least recently; tell whether there is one."""
         by_use = [alike.values() for alike in self._evictable.values()]
         oldest = heapq.merge(*by_use, key=lambda resident: resident.used_at)
@@ -134,5 +155,6 @@ class Residents:
         del self._evictable[resident.shared.idle_timeout_s][resident.object_name]
         del self._residents[resident.object_name]
         resident.is_evictable = False
+        self.counted_bytes -= resident.counted_bytes
         self._edge.left(len(self._residents))
         return True
