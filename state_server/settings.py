@@ -204,10 +204,12 @@ class ManagerSettings(CommonSettings):
     remembered_bytes_max: int = _setting(
         64 * 1024, _whole(0), "largest reply that is remembered word for word"
     )
+    cache_regions_max: int = _setting(100, _whole(1), "cache regions")
     cache_entries_max: int = _setting(100_000, _whole(1), "entries of one cache region")
     cache_bytes_max: int = _setting(
         256 * MEBIBYTE, _whole(1024), "memory of one cache region"
     )
+    rate_limit_storages_max: int = _setting(100, _whole(1), "rate limit storages")
     rate_limit_records_max: int = _setting(
         1_000_000, _whole(1), "windows of one rate limit storage, and moving hits"
     )

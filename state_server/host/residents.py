@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
 from ..errors import Overloaded, TooLarge
@@ -41,6 +41,9 @@ class Residents:
         #: Those that can come back from disk: by their idle time, then by last use.
         self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
         self._edge = Edge(log, "objects in memory", limits.objects_max)
+        #: How many there are, and the limits of single classes, by name of the class.
+        self._of_class: Counter[str] = Counter()
+        self._class_edges: dict[str, Edge] = {}
         #: What is kept of all of them, in bytes.
         self.counted_bytes = 0
         self._bytes_edge = Edge(
@@ -75,6 +78,7 @@ class Residents:
                 f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
             )
         check_offered(shared.contract, call)
+        self._check_class(shared)
         if self._edge.reached(len(self._residents)) and not self.make_room():
             raise Overloaded(
                 f"{len(self._residents)} objects are in memory, the limit "
@@ -87,10 +91,28 @@ class Residents:
             resident.is_evictable = True
         return resident
 
+    def _check_class(self, shared: SharedClass) -> None:
+        """Raise ``Overloaded`` when the class may have no further object in memory."""
+        limit = shared.objects_limit
+        if limit is None:
+            return
+        edge = self._class_edges.get(shared.name)
+        if edge is None:
+            what = f"objects of {shared.name} ({limit.setting})"
+            edge = Edge(log, what, limit.objects_max)
+            self._class_edges[shared.name] = edge
+        if edge.reached(self._of_class[shared.name]):
+            raise Overloaded(
+                f"{self._of_class[shared.name]} objects of {shared.name} are in "
+                f"memory, the limit ({limit.setting}). Call one of them, or raise the "
+                "limit."
+            )
+
     def add(self, name: ObjectName, shared: SharedClass) -> Resident:
         """Return a new object, not built yet."""
         resident = Resident(name, shared, self._keeper(name, shared))
         self._residents[name] = resident
+        self._of_class[shared.name] += 1
         return resident
 
     def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
@@ -123,7 +145,8 @@ class Residents:
         return not self._bytes_edge.reached(self.counted_bytes)
 
     def check(self) -> None:
-        """Raise ``AssertionError`` if the sum is not that of what is counted."""
+        """Raise ``AssertionError`` if the sums are not those of what is counted."""
+        assert Counter(resident.shared.name for resident in self) == self._of_class
         counted = sum(resident.counted_bytes for resident in self)
         assert counted == self.counted_bytes, (counted, self.counted_bytes)
 
@@ -154,6 +177,7 @@ class Residents:
             return False
         del self._evictable[resident.shared.idle_timeout_s][resident.object_name]
         del self._residents[resident.object_name]
+        self._of_class[resident.shared.name] -= 1
         resident.is_evictable = False
         self.counted_bytes -= resident.counted_bytes
         self._edge.left(len(self._residents))
