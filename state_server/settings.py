@@ -170,6 +170,11 @@ class ManagerSettings(CommonSettings):
         256 * MEBIBYTE, _whole(1024), "replies waiting for one commit"
     )
     objects_max: int = _setting(1_000_000, _whole(1), "objects in memory")
+    objects_bytes_max: int = _setting(
+        1024 * MEBIBYTE,
+        _whole(1024),
+        "kept state of all objects in memory; not known of those that are not durable",
+    )
     memory: bool = _setting(
         False, parse_boolean, "keep nothing on disk; everything is forgotten at the end"
     )
@@ -201,10 +206,12 @@ class ManagerSettings(CommonSettings):
     remembered_bytes_max: int = _setting(
         64 * 1024, _whole(0), "largest reply that is remembered word for word"
     )
+    cache_regions_max: int = _setting(100, _whole(1), "cache regions")
     cache_entries_max: int = _setting(100_000, _whole(1), "entries of one cache region")
     cache_bytes_max: int = _setting(
         256 * MEBIBYTE, _whole(1024), "memory of one cache region"
     )
+    rate_limit_storages_max: int = _setting(100, _whole(1), "rate limit storages")
     rate_limit_records_max: int = _setting(
         1_000_000, _whole(1), "windows of one rate limit storage, and moving hits"
     )

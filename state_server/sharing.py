@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 from .errors import ConfigError, NotShared, full_name
 from .messages import Contract
@@ -42,6 +42,16 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class ObjectsLimit(NamedTuple):
+    """How many objects of one class may be in memory, and the setting that says so.
+
+    For a class whose objects stay in memory: none of them leaves for another.
+    """
+
+    objects_max: int
+    setting: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharedClass:
     """One class that a manager hosts: how its objects are built and what they offer.
@@ -49,6 +59,7 @@ class SharedClass:
     ``contract`` is ``None`` only for a factory whose class is known after its first
     object was built. ``keeps_order``: an object that is loaded from its image goes on
     as the live one does, because its state has no set whose order matters.
+    ``objects_limit``: ``None`` where only all classes together are limited.
     """
 
     name: str
@@ -67,6 +78,7 @@ class SharedClass:
     aliases: tuple[str, ...] = ()
     idle_timeout_s: float | None = None
     keeps_order: bool = False
+    objects_limit: ObjectsLimit | None = None
 
 
 class Catalogue:

@@ -21,7 +21,7 @@ from state_server.messages import Failure
 from state_server.sharing import describe_class
 
 from .durable_classes import Count, DurableDesk, FakeStore, WatchingConnection
-from .fakes import PATIENCE_S, FakeConnection, code_of, lane_of
+from .fakes import PATIENCE_S, Desk, FakeConnection, code_of, lane_of, make_call
 from .processes import wait_until
 
 DISK_FULL = "the disk is full"
@@ -629,6 +629,110 @@ def test_at_the_limit_of_objects_the_least_used_leaves() -> None:
                 desk.ask("Count.add", key=str(key))
                 assert desk.host.status()["objects"] <= 3
         assert [desk.ask("Count.get", key=str(key)) for key in range(20)] == [3] * 20
+
+
+def test_at_the_limit_of_kept_bytes_the_least_used_leaves() -> None:
+    """objects_bytes_max bounds memory, whatever is on disk and however large it is."""
+    with DurableDesk(Count, objects_bytes_max=10_000) as desk:
+        for number in range(1, 4):
+            for key in range(20):
+                desk.ask("Count.grow", 2000, key=str(key))
+                assert desk.ask("Count.add", key=str(key)) == number
+                assert desk.ask("Count.get", key="used") == 0
+                assert desk.host.status()["objects_bytes"] < 13_000
+                desk.host.check()
+        there = {resident.object_name[1] for resident in desk.host._residents}
+        assert {"used", "19"} <= there
+        assert len(there) < 7
+
+
+def test_objects_that_grow_have_others_leave() -> None:
+    """The limit of kept bytes holds also when no further object is called."""
+    with DurableDesk(Count, objects_bytes_max=10_000) as desk:
+        for size in (10, 2000, 4000, 8000):
+            for key in "abc":
+                desk.ask("Count.grow", size, key=key)
+        assert desk.host.status()["objects"] == 1
+        assert 8000 < desk.host.status()["objects_bytes"] < 10_000
+        desk.host.check()
+
+
+def test_an_object_larger_than_the_limit_stays_while_it_alone_is_called() -> None:
+    """It is not loaded anew for each call; another that is called takes its place."""
+    with DurableDesk(Count, objects_bytes_max=10_000) as desk:
+        desk.ask("Count.grow", 20_000, key="large")
+        large = desk.resident("Count", "large").keeper.instance
+        assert [desk.ask("Count.add", key="large") for _ in range(3)] == [1, 2, 3]
+        assert desk.resident("Count", "large").keeper.instance is large
+        assert desk.ask("Count.add", key="small") == 1
+        assert [r.object_name[1] for r in desk.host._residents] == ["small"]
+
+
+def test_at_the_limit_of_kept_bytes_nothing_comes_in_that_has_no_room(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is not on disk yet cannot leave: others are refused, and told once."""
+    other = describe_class(Count, name="Forgotten", durable=False)
+    with DurableDesk(Count, other, objects_bytes_max=10_000) as desk:
+        desk.store.hold()
+        waiting = desk.start("Count.grow", 20_000)
+        for target, key in (("Count.add", "b"), ("Count.get", "c")):
+            refused = desk.ask(target, key=key)
+            assert code_of(refused) == "Overloaded"
+            assert "20" in refused.text
+            assert "limit is 10000 (objects_bytes_max)" in refused.text
+        assert code_of(desk.ask("Forgotten.add")) == "Overloaded"
+        desk.store.release()
+        assert waiting.wait() is None
+        desk.clock.advance(1000)
+        desk.host.sweep()
+        told = [record.getMessage() for record in caplog.records]
+        assert told == [
+            "Limit reached: 10000 bytes of objects in memory.",
+            "Back below the limit of 10000 bytes of objects in memory.",
+        ]
+        assert [desk.ask("Count.add", key=key) for key in "bc"] == [1, 1]
+        assert desk.ask("Forgotten.add") == 1
+        desk.host.check()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_where_nothing_is_on_disk_what_is_there_goes_on(durable: bool) -> None:
+    """Objects that only memory holds never leave for others; these are refused."""
+    record = describe_class(Count, durable=durable, rollback=True)
+    desk = Desk(record, objects_bytes_max=10_000)
+    for key in "ab":
+        desk.ask(FakeConnection(), "Count.grow", 6000, key=key)
+    for _ in range(2):
+        refused = desk.ask(FakeConnection(), "Count.add", key="c")
+        assert code_of(refused) == "Overloaded"
+    # One that could not be put back is built again from what is kept of it.
+    desk.host._residents.find(make_call("Count.get", key="b")).keeper.drop()
+    assert [desk.ask(FakeConnection(), "Count.add", key=key) for key in "ab"] == [1, 1]
+    desk.ask(FakeConnection(), "Count.grow", 10, key="a")
+    assert desk.ask(FakeConnection(), "Count.add", key="c") == 1
+
+
+def test_kept_bytes_are_counted_however_a_call_ends() -> None:
+    """After any calls, and failures of the disk, the sum is that of all images."""
+    chance = random.Random(5)
+    methods = ("add", "get", "look", "fail", "refuse", "leak", "grow")
+    with DurableDesk(Count, objects_bytes_max=3000, idle_timeout_s=10.0) as desk:
+        for _ in range(400):
+            if chance.random() < 0.05:
+                _fail(desk, StoreError(DISK_FULL))
+            method, key = chance.choice(methods), chance.choice("abcdef")
+            arguments = (chance.randrange(1500),) if method == "grow" else ()
+            desk.ask(f"Count.{method}", *arguments, key=key)
+            wait_until(lambda: "working" in repr(desk.host._committer))
+            desk.clock.advance(chance.choice((0, 0, 0, 6)))
+            desk.host.sweep()
+            desk.host.check()
+            kept_bytes = 0
+            for resident in desk.host._residents:
+                assert isinstance(resident.keeper, StateKeeper)
+                kept_bytes += len(resident.keeper._image)
+            assert desk.host.status()["objects_bytes"] == kept_bytes < 3000 + 1600
 
 
 def test_a_busy_object_does_not_keep_the_limit_from_giving_way() -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from state_server import replayable
-from state_server.host import Host
+from state_server.host import Host, HostLimits
 from state_server.keeping import KeepingLimits, StateKeeper, image, journal
 from state_server.keeping.commits import Change, Committer
 from state_server.messages import Call
@@ -656,6 +656,65 @@ def test_a_journalled_object_costs_no_image_where_nothing_is_kept() -> None:
         assert turn is not None
         host.run(turn)
         assert connection.wait(number) == number
+
+
+def test_of_a_journalled_object_its_image_and_the_calls_since_are_known(
+    tmp_path: Path,
+) -> None:
+    """The kept bytes are those on disk, also of one that was built or loaded."""
+
+    class Till:
+        def __init__(self) -> None:
+            self.coins: list[bytes] = []
+
+        def take(self, coin: bytes) -> int:
+            self.coins.append(coin)
+            return len(self.coins)
+
+        def refuse(self) -> None:
+            raise Unchanged(LookupError())
+
+        def fail(self) -> None:
+            raise LookupError
+
+    shared = Catalogue()
+    shared.add(describe_class(Till, durable="journal"))
+    limits = HostLimits(objects_bytes_max=5000)
+    store = SqliteStore(tmp_path / "state.db")
+    host = Host(shared, store.epoch + bytes(8), limits, store=store)
+    host.start()
+
+    def ask(method: str, *arguments: Any, key: str = "large") -> Any:
+        connection = FakeConnection()
+        turn = host.submit(make_call(f"Till.{method}", *arguments, key=key), connection)
+        assert turn is not None
+        host.run(turn)
+        return connection.wait()
+
+    def bytes_on_disk() -> int:
+        stored = store.load(("Till", "large"))
+        assert stored is not None
+        return len(stored.image) + sum(map(len, stored.entries))
+
+    try:
+        # Built, and not on disk yet.
+        assert code_of(ask("__getattribute__", "absent")) == "NotOffered"
+        assert 0 < host.status()["objects_bytes"] < 100
+        for number in range(1, 5):
+            assert ask("take", bytes(800)) == number
+            assert host.status()["objects_bytes"] == bytes_on_disk() > 800 * number
+        ask("fail")
+        assert host.status()["objects_bytes"] == 0
+        ask("refuse")
+        assert host.status()["objects_bytes"] == bytes_on_disk()
+        assert ask("take", bytes(3000), key="other") == 1
+        host.check()
+        # There is no room for both any more.
+        assert host.status()["objects_bytes"] < 4000
+        assert ask("take", bytes(1)) == 5
+        assert host.status()["objects_bytes"] == bytes_on_disk()
+    finally:
+        host.stop()
 
 
 def test_a_journal_keeps_nothing_of_a_call_that_has_ended(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ reply is encoded, while it is delivered.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -37,8 +38,11 @@ from state_server.errors import (
 )
 from state_server.host import Host, Resident
 from state_server.messages import KEY_LENGTH_MAX, Failure, Lane, running
-from state_server.sharing import describe_class, describe_factory
+from state_server.objects import add_ready_made
+from state_server.settings import ManagerSettings
+from state_server.sharing import ObjectsLimit, describe_class, describe_factory
 
+from .durable_classes import Count, DurableDesk
 from .fakes import (
     BOOT_ID,
     OTHER_BOOT_ID,
@@ -1222,6 +1226,70 @@ def test_objects_limit_refuses_new_objects_only(
     assert desk.ask(FakeConnection(), "Counter.add", key="a") == 2
     assert desk.host.status()["objects"] == 2
     assert len(log_lines(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("class_name", "setting"),
+    [
+        ("CacheRegion", "cache_regions_max"),
+        ("RateLimits", "rate_limit_storages_max"),
+    ],
+)
+def test_regions_and_storages_are_bounded_in_number(
+    class_name: str, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who names one more is refused by the name of the setting; all others go on."""
+    catalogue = catalogue_of(Counter)
+    add_ready_made(catalogue, ManagerSettings(**{setting: 2}))
+    desk = Desk(*catalogue.records())
+    for key in "abcdab":
+        answer = desk.ask(FakeConnection(), f"{class_name}.info", key=key)
+        if key in "ab":
+            assert isinstance(answer, dict)
+        else:
+            assert code_of(answer) == "Overloaded"
+            assert f"2 objects of {class_name} are in memory" in answer.text
+            assert f"({setting})" in answer.text
+    for key in "abcd":
+        assert desk.ask(FakeConnection(), "Counter.add", key=key) == 1
+
+    assert desk.host.status()["objects"] == 6
+    assert log_lines(caplog) == [
+        f"Limit reached: 2 objects of {class_name} ({setting})."
+    ]
+
+
+def test_the_limit_of_a_class_holds_for_its_former_name_as_well() -> None:
+    """Objects that are called by an alias are the same ones, and count as such."""
+    record = describe_class(Counter, durable=False, aliases=("Former",))
+    limit = ObjectsLimit(2, "counters_max")
+    desk = Desk(dataclasses.replace(record, objects_limit=limit))
+    answers = [
+        desk.ask(FakeConnection(), f"{name}.add", key=key)
+        for name, key in (
+            ("Former", "a"),
+            ("Counter", "a"),
+            ("Former", "b"),
+            ("Former", "c"),
+            ("Counter", "c"),
+        )
+    ]
+
+    assert answers[:3] == [1, 2, 1]
+    assert [code_of(answer) for answer in answers[3:]] == ["Overloaded"] * 2
+
+
+def test_objects_that_have_left_memory_make_room_in_their_class() -> None:
+    """The limit of a class counts what is in memory."""
+    limit = ObjectsLimit(2, "counts_max")
+    record = dataclasses.replace(describe_class(Count), objects_limit=limit)
+    with DurableDesk(record, idle_timeout_s=10.0) as desk:
+        assert [desk.ask("Count.add", key=key) for key in "ab"] == [1, 1]
+        assert code_of(desk.ask("Count.add", key="c")) == "Overloaded"
+        desk.clock.advance(60)
+        desk.host.sweep()
+        desk.host.check()
+        assert [desk.ask("Count.add", key=key) for key in "cb"] == [1, 2]
 
 
 def test_refused_call_takes_no_place_among_the_objects() -> None:

@@ -83,7 +83,9 @@ class Host:
             )
         self._residents = Residents(catalogue, limits, keeping, committer, clock)
         self._lanes = Lanes(self._lock, limits, committer, clock, wall_clock)
-        self._performer = Performer(boot_id, limits.frame_bytes_max, committer, clock)
+        self._performer = Performer(
+            boot_id, limits.frame_bytes_max, committer, self._check_room, clock
+        )
         self._is_started = False
         self._closing = False
         self._pending = 0
@@ -221,6 +223,7 @@ class Host:
         with self._lock:
             return {
                 "objects": len(self._residents),
+                "objects_bytes": self._residents.counted_bytes,
                 "pending": self._pending,
                 "pending_bytes": self._pending_bytes,
                 "lanes": len(self._lanes),
@@ -246,6 +249,7 @@ class Host:
             assert self._committer or found == counted, (found, counted)
             assert self._pending or not self._pending_bytes, counted
             self._lanes.check()
+            self._residents.check()
 
     # Connections ---------------------------------------------------------------------
 
@@ -428,7 +432,32 @@ class Host:
             payload, gate = self._gate(resident, ticket, payload, change)
             if gate is not None and gate.waiting_bytes >= self.limits.batch_bytes_max:
                 self._await_commit(gate)
+        if resident.keeper.kept_bytes != resident.counted_bytes:
+            self._make_room(resident)
         return self._finish(resident, ticket, payload, waits=gate is not None)
+
+    def _make_room(self, resident: Resident) -> bool:
+        """Count an object anew, in its turn; tell whether there is room for another.
+
+        Those that were used least recently leave memory for it, but not this one.
+        """
+        while True:
+            # The lock is given up after each: there may be many, and small.
+            with self._lock:
+                if self._residents.count(resident):
+                    return True
+                if not self._residents.make_room():
+                    return False
+
+    def _check_room(self, resident: Resident) -> None:
+        """Raise ``Overloaded`` when there is no room to bring an object into memory."""
+        if not self._make_room(resident):
+            raise Overloaded(
+                f"{resident.name} has no room in memory: of the objects there "
+                f"{self._residents.counted_bytes} bytes are kept, the limit is "
+                f"{self.limits.objects_bytes_max} (objects_bytes_max), and none of "
+                "them can leave now."
+            )
 
     def _await_commit(self, batch: Batch) -> None:
         """Keep the turn until a commit has ended that many bytes of replies wait for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
 from ..errors import Overloaded, TooLarge
@@ -41,6 +41,14 @@ class Residents:
         #: Those that can come back from disk: by their idle time, then by last use.
         self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
         self._edge = Edge(log, "objects in memory", limits.objects_max)
+        #: How many there are, and the limits of single classes, by name of the class.
+        self._of_class: Counter[str] = Counter()
+        self._class_edges: dict[str, Edge] = {}
+        #: What is kept of all of them, in bytes.
+        self.counted_bytes = 0
+        self._bytes_edge = Edge(
+            log, "bytes of objects in memory", limits.objects_bytes_max
+        )
 
     def __len__(self) -> int:
         """Return how many objects are in memory."""
@@ -70,7 +78,8 @@ class Residents:
                 f"A key has 1 to {KEY_LENGTH_MAX} characters, this one {len(call.key)}."
             )
         check_offered(shared.contract, call)
-        if self._edge.reached(len(self._residents)) and not self._make_room():
+        self._check_class(shared)
+        if self._edge.reached(len(self._residents)) and not self.make_room():
             raise Overloaded(
                 f"{len(self._residents)} objects are in memory, the limit "
                 "(objects_max)."
@@ -86,10 +95,28 @@ class Residents:
         """Return an object if it is in memory."""
         return self._residents.get(name)
 
+    def _check_class(self, shared: SharedClass) -> None:
+        """Raise ``Overloaded`` when the class may have no further object in memory."""
+        limit = shared.objects_limit
+        if limit is None:
+            return
+        edge = self._class_edges.get(shared.name)
+        if edge is None:
+            what = f"objects of {shared.name} ({limit.setting})"
+            edge = Edge(log, what, limit.objects_max)
+            self._class_edges[shared.name] = edge
+        if edge.reached(self._of_class[shared.name]):
+            raise Overloaded(
+                f"{self._of_class[shared.name]} objects of {shared.name} are in "
+                f"memory, the limit ({limit.setting}). Call one of them, or raise the "
+                "limit."
+            )
+
     def add(self, name: ObjectName, shared: SharedClass) -> Resident:
         """Return a new object, not built yet."""
         resident = Resident(name, shared, self._keeper(name, shared))
         self._residents[name] = resident
+        self._of_class[shared.name] += 1
         return resident
 
     def _keeper(self, name: ObjectName, shared: SharedClass) -> Keeper:
@@ -111,6 +138,22 @@ class Residents:
             resident.object_name
         )
 
+    def count(self, resident: Resident) -> bool:
+        """Count an object's kept bytes anew; tell whether there is room for another's.
+
+        Called in the object's turn.
+        """
+        kept_bytes = resident.keeper.kept_bytes
+        self.counted_bytes += kept_bytes - resident.counted_bytes
+        resident.counted_bytes = kept_bytes
+        return not self._bytes_edge.reached(self.counted_bytes)
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` if the sums are not those of what is counted."""
+        assert Counter(resident.shared.name for resident in self) == self._of_class
+        counted = sum(resident.counted_bytes for resident in self)
+        assert counted == self.counted_bytes, (counted, self.counted_bytes)
+
     def sweep(self) -> None:
         """Let objects leave memory that nobody has called for a while."""
         now = self._clock()
@@ -120,8 +163,9 @@ class Residents:
                 if resident.used_at > horizon:
                     break
                 self._evict(resident)
+        self._bytes_edge.left(self.counted_bytes)
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """Drop the object that was used least recently; tell whether there is one."""
         by_use = [alike.values() for alike in self._evictable.values()]
         oldest = heapq.merge(*by_use, key=lambda resident: resident.used_at)
@@ -137,6 +181,8 @@ class Residents:
             return False
         del self._evictable[resident.shared.idle_timeout_s][resident.object_name]
         del self._residents[resident.object_name]
+        self._of_class[resident.shared.name] -= 1
         resident.is_evictable = False
+        self.counted_bytes -= resident.counted_bytes
         self._edge.left(len(self._residents))
         return True

@@ -49,6 +49,7 @@ class HostLimits(NamedTuple):
     pending_bytes_max: int = 1024 * 1024 * 1024
     batch_bytes_max: int = 256 * 1024 * 1024
     objects_max: int = 1_000_000
+    objects_bytes_max: int = 1024 * 1024 * 1024
     call_timeout_max_s: float = 300.0
     lanes_max: int = 100_000
     lanes_bytes_max: int = 1024 * 1024 * 1024
@@ -88,7 +89,8 @@ class Resident:
 
     ``object_name`` is the pair of class and key, ``name`` the same as one text.
     ``current``, ``queue``, ``is_full``, ``is_evictable`` (whether it can come back from
-    disk) and ``used_at`` are guarded by the host's lock.
+    disk), ``used_at`` and ``counted_bytes`` (what it counts among the kept bytes of all
+    objects) are guarded by the host's lock.
     ``keeper``, ``contract`` and ``batch`` belong to the thread that runs ``current``;
     ``batch`` is the last one that holds a change of the object. ``poisoned`` is set
     under the committer's lock, when a change could not be saved.
@@ -97,6 +99,7 @@ class Resident:
     __slots__ = (
         "batch",
         "contract",
+        "counted_bytes",
         "current",
         "is_evictable",
         "is_full",
@@ -120,6 +123,7 @@ class Resident:
         self.batch: Batch | None = None
         self.poisoned = False
         self.used_at = 0.0
+        self.counted_bytes = 0
         self.current: Ticket | None = None
         self.is_evictable = False
         self.is_full = False

@@ -42,12 +42,14 @@ class Performer:
         boot_id: bytes,
         frame_bytes_max: int,
         committer: Committer | None,
+        check_room: Callable[[Resident], None],
         clock: Callable[[], float],
     ) -> None:
         self._boot_id = boot_id
         self._value_bytes_max = frame_bytes_max
         self._reply_bytes_max = wire.own_frame_bytes_max(frame_bytes_max)
         self._committer = committer
+        self._check_room = check_room
         self._clock = clock
         self.is_copy = False
 
@@ -189,7 +191,12 @@ class Performer:
             resident.keeper.drop()
 
     def bring(self, resident: Resident) -> None:
-        """Build or load the object, in its own turn: slowness delays only itself."""
+        """Build or load the object, in its own turn: slowness delays only itself.
+
+        Raises ``Overloaded`` when there is no room for it in memory.
+        """
+        if not resident.keeper.kept_bytes:
+            self._check_room(resident)
         if resident.batch is not None and self._committer is not None:
             # What was staged last must be on disk before the disk is asked.
             self._committer.wait_for(resident.batch)

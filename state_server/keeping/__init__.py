@@ -39,6 +39,13 @@ class Keeper(Protocol):
     #: Whether a failed call leaves the object as it was.
     undoes: bool
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return the bytes of what is kept of the object; 0 while it is not known.
+
+        They stand for the memory that it takes, which nobody can tell.
+        """
+
     def bring(self) -> None:
         """Bring the object into memory: from disk, or built anew."""
 
@@ -71,6 +78,7 @@ class MemoryKeeper:
     __slots__ = ("_shared", "instance")
 
     undoes = False
+    kept_bytes = 0
 
     def __init__(self, shared: SharedClass) -> None:
         self._shared = shared
@@ -120,6 +128,7 @@ class StateKeeper:
         "_shared",
         "_warned",
         "instance",
+        "kept_bytes",
     )
 
     undoes = True
@@ -136,6 +145,8 @@ class StateKeeper:
         self._committer = committer
         self._limits = limits
         self._image = b""
+        #: Of the image; each call asks for it.
+        self.kept_bytes = 0
         self._class: type = object
         self._generation = 0
         self._saved = False
@@ -158,7 +169,7 @@ class StateKeeper:
         else:
             instance = loaded(self._name, self._shared, stored)
             self._generation = stored.generation
-        self._image = image.dump(instance, transient)
+        self._hold(image.dump(instance, transient))
         # A new version of the class is written with the next change, not at once:
         # loading must stay cheap.
         self._saved = stored is not None
@@ -199,7 +210,7 @@ class StateKeeper:
         return self._next(self._image)
 
     def _next(self, fresh: bytes) -> Change | None:
-        self._image = fresh
+        self._hold(fresh)
         self._generation += 1
         self._saved = True
         if self._committer is None:
@@ -219,13 +230,17 @@ class StateKeeper:
             self.instance = image.rebuild(self._image, self._class, transient, None)
             # Of the new instance: it may be dumped in other bytes than the former one,
             # and would be taken for changed, and written, at the next call.
-            self._image = image.dump(self.instance, transient)
+            self._hold(image.dump(self.instance, transient))
 
     def drop(self) -> None:
         """Let go of the object; the next call starts from what is kept of it."""
         self.instance = None
         if self._committer is not None:
-            self._image = b""
+            self._hold(b"")
+
+    def _hold(self, fresh: bytes) -> None:
+        self._image = fresh
+        self.kept_bytes = len(fresh)
 
     def _check_loads(self, fresh: bytes) -> None:
         """Make sure that an image can be read back.

@@ -86,6 +86,11 @@ class JournalKeeper:
         self._newborn = b""
         self.instance: Any = None
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return the bytes of the last image and of the calls since."""
+        return 0 if self.instance is None else self._image_bytes + self._entry_bytes
+
     def begin(self, call: Call, *, readonly: bool) -> None:
         """Take down the arguments, and from now on what is drawn from clock and chance.
 
@@ -102,6 +107,7 @@ class JournalKeeper:
             self.instance = self._shared.build()
             self._class = type(self.instance)
             self._newborn = image.dump(self.instance, self._shared.transient)
+            self._image_bytes, self._entry_bytes = len(self._newborn), 0
             self._saved = False
             self._generation = 0
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..settings import ManagerSettings
-from ..sharing import Catalogue, describe_class
+from ..sharing import Catalogue, ObjectsLimit, describe_class
 from .cache import CacheRegion
 from .demonstration import DemonstrationCounter
 from .rate_limits import RateLimits
@@ -32,11 +32,12 @@ def add_ready_made(
         "entries_max": settings.cache_entries_max,
         "bytes_max": settings.cache_bytes_max,
     }
+    storage_limits = {"records_max": settings.rate_limit_records_max}
     # A cache may forget, and a rate limit ends by itself: neither is worth a disk.
-    catalogue.add(
-        describe_class(CacheRegion, kwargs=cache_limits, durable=False, ready_made=True)
-    )
-    records_max = {"records_max": settings.rate_limit_records_max}
-    catalogue.add(
-        describe_class(RateLimits, kwargs=records_max, durable=False, ready_made=True)
-    )
+    for cls, limits, setting in (
+        (CacheRegion, cache_limits, "cache_regions_max"),
+        (RateLimits, storage_limits, "rate_limit_storages_max"),
+    ):
+        record = describe_class(cls, kwargs=limits, durable=False, ready_made=True)
+        limit = ObjectsLimit(getattr(settings, setting), setting)
+        catalogue.add(dataclasses.replace(record, objects_limit=limit))

@@ -38,7 +38,8 @@ from state_server.integrations.outages import Outage  # noqa: E402
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerProcess]:
     """Give one manager to all tests; each has a region of its own."""
-    started = ManagerProcess(tmp_path_factory.mktemp("manager")).start()
+    folder = tmp_path_factory.mktemp("manager")
+    started = ManagerProcess(folder, "--cache-regions-max", "1000").start()
     yield started
     started.stop()
 
@@ -304,6 +305,28 @@ def test_region_of_a_class_of_ones_own(start_manager: StartManager) -> None:
     assert cache.info()["entries"] == 5  # type: ignore[index]
     other = StateServerCache(cache.client, call_timeout_s=20)
     assert other.info()["entries_max"] == 100_000  # type: ignore[index]
+
+
+def test_region_too_many_is_bypassed(
+    start_manager: StartManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At cache_regions_max another region is as good as none, and both logs say why."""
+    manager = start_manager("--cache-regions-max", "2")
+    for region in ("one", "two", "three"):
+        cache = StateServerCache(
+            data_dir=manager.data_dir, region=region, call_timeout_s=20
+        )
+        assert cache.set("key", region) is (region != "three")
+        assert cache.get_or_compute("key", lambda: "computed") == (
+            "computed" if region == "three" else region
+        )
+    assert lines_of(caplog) == ["The cache is bypassed,"]
+    assert "2 objects of CacheRegion are in memory" in caplog.text
+    strict = StateServerCache(cache.client, region="four", ignore_outages=False)
+    with pytest.raises(errors.Overloaded, match="cache_regions_max"):
+        strict.get("key")
+    line = "Limit reached: 2 objects of CacheRegion (cache_regions_max)."
+    assert manager.log.count(line) == 1
 
 
 def test_value_too_large_is_given_but_not_kept(

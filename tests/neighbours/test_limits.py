@@ -295,6 +295,18 @@ def test_full_storage_is_overloaded(start_manager: StartManager) -> None:
     )
 
 
+def test_storage_too_many_is_overloaded(start_manager: StartManager) -> None:
+    """At rate_limit_storages_max a hit in one more region is an error."""
+    manager = start_manager("--rate-limit-storages-max", "1")
+    options = {"data_dir": str(manager.data_dir)}
+    storage = storage_from_string("stateserver://", **options)
+    assert storage.incr("a", 60) == 1
+    other = storage_from_string("stateserver://?region=other", **options)
+    with pytest.raises(errors.Overloaded, match="rate_limit_storages_max"):
+        other.incr("a", 60)
+    assert storage.incr("a", 60) == 2
+
+
 # Outages -----------------------------------------------------------------------------
 
 
