@@ -646,6 +646,35 @@ def test_at_the_limit_of_kept_bytes_the_least_used_leaves() -> None:
         assert len(there) < 7
 
 
+@pytest.mark.parametrize(
+    "limit", ["objects_max", "objects_bytes_max", "idle_timeout_s"]
+)
+def test_an_object_that_leaves_memory_runs_its_code_without_the_lock(
+    limit: str,
+) -> None:
+    """Its ``__del__`` may take time, or ask something: nobody waits for it."""
+    lock_was_free = []
+
+    class Mortal(Count):
+        def __del__(self) -> None:
+            free = desk.host._lock.acquire(blocking=False)
+            if free:
+                desk.host._lock.release()
+            lock_was_free.append(free)
+
+    limits = {"objects_max": 2, "objects_bytes_max": 1500, "idle_timeout_s": 10.0}
+    with DurableDesk(Mortal, **{limit: limits[limit]}) as desk:
+        for key in "abcd":
+            desk.ask("Mortal.grow", 1000, key=key)
+        # Those that were loaded once more, to see whether they can be, have gone too.
+        lock_was_free.clear()
+        desk.clock.advance(5 if limit != "idle_timeout_s" else 60)
+        desk.ask("Mortal.grow", 1000, key="e")
+        desk.host.sweep()
+        assert lock_was_free
+        assert all(lock_was_free)
+
+
 def test_objects_that_grow_have_others_leave() -> None:
     """The limit of kept bytes holds also when no further object is called."""
     with DurableDesk(Count, objects_bytes_max=10_000) as desk:

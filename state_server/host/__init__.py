@@ -448,6 +448,8 @@ class Host:
                     return True
                 if not self._residents.make_room():
                     return False
+                departed, self._residents.departed = self._residents.departed, []
+            departed.clear()
 
     def _check_room(self, resident: Resident) -> None:
         """Raise ``Overloaded`` when there is no room to bring an object into memory."""
@@ -584,6 +586,8 @@ class Host:
             self._pending_bytes_edge.left(self._pending_bytes)
             if self._committer is not None:
                 self._batch_edge.left(self._committer.waiting_bytes)
+            departed, self._residents.departed = self._residents.departed, []
+        departed.clear()
 
     def prepare(self, shared: SharedClass) -> SharedClass:
         """Build the default object of a factory, to learn what it offers."""

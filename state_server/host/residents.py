@@ -40,6 +40,9 @@ class Residents:
         self._residents: dict[ObjectName, Resident] = {}
         #: Those that can come back from disk: by their idle time, then by last use.
         self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
+        #: Those that have left: whoever holds the lock lets go of them without it, as
+        #: that may run their code (``__del__``), and takes time if they are large.
+        self.departed: list[Resident] = []
         self._edge = Edge(log, "objects in memory", limits.objects_max)
         #: How many there are, and the limits of single classes, by name of the class.
         self._of_class: Counter[str] = Counter()
@@ -184,5 +187,6 @@ class Residents:
         self._of_class[resident.shared.name] -= 1
         resident.is_evictable = False
         self.counted_bytes -= resident.counted_bytes
+        self.departed.append(resident)
         self._edge.left(len(self._residents))
         return True
