@@ -1,4 +1,4 @@
-"""The command: ``python -m state_server VERB``; see ``--help``."""
+"""The command ``state-server VERB``, or ``python -m state_server VERB``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if given[:1] == ["manager"]:
-        return run_manager(given[1:], "state_server manager")
+        return run_manager(given[1:], "state-server manager")
     options = _parser().parse_args(given)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(verb: str, text: object, code: int) -> int:
-    print(f"state_server {verb}: {text}", file=sys.stderr)
+    print(f"state-server {verb}: {text}", file=sys.stderr)
     return code
 
 
@@ -73,6 +73,8 @@ def _say(verb: str, text: object, code: int) -> int:
 
 def _ping(options: argparse.Namespace) -> int:
     with _client(options) as client:
+        # The first one connects and shakes hands, which calls do not do each time.
+        client.ping()
         print(f"{client.ping() * 1000:.3f} ms")
     return 0
 
@@ -85,15 +87,14 @@ def _status(options: argparse.Namespace) -> int:
 
 def _stop(options: argparse.Namespace) -> int:
     with _client(options) as client:
-        process_id = client.status()["process_id"]
-        client.stop_manager()
-    if options.address is not None:
+        process_id = client.stop_manager()
+        address, data_dir = client.location
+    if address is not None:
         print(f"The manager (process {process_id}) was told to stop.")
         return 0
-    data_dir = _data_dir(options)
     timeout_s = _STOP_TIMEOUT_S if options.timeout is None else options.timeout
     until = time.monotonic() + timeout_s
-    while lock_holder(data_dir) == process_id:
+    while lock_holder(Path(data_dir)) == process_id:
         if time.monotonic() > until:
             return _say(
                 options.verb,
@@ -180,16 +181,23 @@ def _load(options: argparse.Namespace) -> int:
 
 
 def _data_dir(options: argparse.Namespace) -> Path:
-    given = {} if options.data_dir is None else {"data_dir": Path(options.data_dir)}
+    given = {} if options.data_dir is None else {"data_dir": options.data_dir}
     return from_environment(CommonSettings, os.environ, **given).data_dir
 
 
 # The command line --------------------------------------------------------------------
 
 
+def _folder(text: str) -> Path:
+    # As an unset variable of a script is; it must not mean the current folder.
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, not nothing")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="state_server",
+        prog="state-server",
         description="Start a manager, ask a running one, or look after its state.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -292,6 +300,7 @@ def _add(
     )
     parser.add_argument(
         "--data-dir",
+        type=_folder,
         default=None,
         help="the manager's data folder (default: var; environment: "
         "STATE_SERVER_DATA_DIR)",

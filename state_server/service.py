@@ -261,7 +261,7 @@ class Service:
                     "connect(data_dir=…, admin=True) as the owner of the data folder."
                 )
             self.request_stop()
-            return None
+            return os.getpid()
         raise NotAllowed(f"The manager has no verb {verb!r} with these arguments.")
 
     def _lacks(self, specification: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,12 +54,23 @@ def parse_boolean(text: str) -> bool:
 
 def _whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
         if value < least:
             raise ValueError(f"expected a whole number from {least}, not {text!r}")
         return value
 
     return parse
+
+
+def _number(text: str) -> float:
+    """Return a number; one that fits nowhere, ``nan``, if the text is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def _path(text: str) -> Path:
@@ -68,14 +80,14 @@ def _path(text: str) -> Path:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < float("inf"):
         raise ValueError(f"expected a number of seconds above 0, not {text!r}")
     return value
 
 
 def _moment(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 0.1:
         raise ValueError(f"expected seconds from 0 to 0.1, not {text!r}")
     return value
@@ -109,7 +121,9 @@ class CommonSettings:
     authkey_file: Path | None = _setting(
         None, _path, "file that holds the key; default: authkey in the data folder"
     )
-    log_level: str = _setting("INFO", _level, "debug, info, warning or error")
+    log_level: str = _setting(
+        "INFO", _level, "least level of the log: debug, info, warning or error"
+    )
     busy_poll_s: float = _setting(
         0.00005, _moment, "time to look for an answer before sleeping; 0: none"
     )
@@ -451,11 +465,28 @@ def read_key_file(path: Path) -> bytes | None:
 
 
 def read_address_file(data_dir: Path) -> str | None:
-    """Return the URL that a manager wrote into its data folder, or ``None``."""
+    """Return the URL that a manager wrote into its data folder, or ``None``.
+
+    Raises ``ConfigError`` when this process may not look.
+    """
+    path = data_dir / ADDRESS_FILE
     try:
-        return (data_dir / ADDRESS_FILE).read_text().strip() or None
-    except OSError:
+        return path.read_text().strip() or None
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise ConfigError(
+            f"The address of the manager cannot be read: {error}. A data folder is "
+            "private: run as its owner, or give an address and a key "
+            f"({variable('ADDRESS')}, {variable('AUTHKEY_FILE')})."
+        ) from error
+
+
+def checked_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of ``folder``; raise ``ConfigError`` when it is none."""
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise ConfigError(f"A data folder is a path, not {folder!r}.")
+    return Path(folder)
 
 
 def checked_timeout(timeout: float) -> float:

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, overload
@@ -154,7 +155,8 @@ class Catalogue:
         """Return the error that says which names there are instead of ``name``."""
         return NotShared(
             f"No class is shared as {name!r}; there are: "
-            f"{', '.join(self.names()) or 'none'}."
+            f"{', '.join(self.names()) or 'none'}. Is its module among the --objects "
+            "of the manager?"
         )
 
     def names(self) -> list[str]:
@@ -185,6 +187,11 @@ class Catalogue:
 
     def name_of(self, cls: type) -> str:
         """Return the name ``cls`` is shared as; raise ``NotShared`` if it is not."""
+        if not isinstance(cls, type):
+            raise NotShared(
+                f"A shared object is named by its class or the name of that, not by "
+                f"{cls!r}."
+            )
         name = self._names.get(cls)
         if name is None:
             raise NotShared(
@@ -496,6 +503,11 @@ def load_objects(specification: str) -> None:
     shares nothing.
     """
     module_name, _, class_name = specification.partition(":")
+    if not module_name or module_name.startswith(".") or "/" in module_name:
+        raise ConfigError(
+            f"The objects {specification!r} cannot be loaded: expected module or "
+            "module:Class, as Python imports them (shop, not shop.py or ./shop)."
+        )
     before = set(catalogue.names())
     # What a module shared when it was imported earlier cannot be told any more: it may
     # have been a class of another module.
@@ -504,8 +516,8 @@ def load_objects(specification: str) -> None:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"The objects {specification!r} cannot be loaded: {error}. Is the module "
-            "in the current folder or installed?"
+            f"The objects {specification!r} cannot be loaded: {error}. "
+            f"{_import_hint(module_name, error)}"
         ) from error
     if not class_name:
         shared_there = any(
@@ -525,6 +537,19 @@ def load_objects(specification: str) -> None:
         )
     if not catalogue.has(cls):
         share(cls)
+
+
+def _import_hint(module_name: str, error: ImportError) -> str:
+    """Say what to do about ``error``: the module is missing, or what it imports."""
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+    if is_missing and f"{module_name}.".startswith(f"{error.name}."):
+        if module_name.endswith(".py"):
+            return f"Leave .py away: {module_name.removesuffix('.py')}."
+        return f"Is {error.name} in the current folder or installed?"
+    # Not the module itself, but what it imports: that stands in a file of its own.
+    steps = traceback.extract_tb(error.__traceback__)
+    place = [step for step in steps if not step.filename.startswith("<")][-1]
+    return f"That is asked for in {place.filename}, line {place.lineno}."
 
 
 def _is_public(attribute: str) -> bool:

@@ -833,7 +833,10 @@ def test_connect_connects_to_nothing() -> None:
         ({"timeout": float("nan")}, "seconds above 0"),
         ({"timeout": float("inf")}, "seconds above 0"),
         ({"timeout": "5"}, "seconds above 0"),
-        ({"connections_max": 0}, "1 or more"),
+        ({"connections_max": 0}, "whole number from 1"),
+        ({"connections_max": "x"}, "whole number from 1"),
+        ({"data_dir": ""}, "A data folder is a path, not ''"),
+        ({"data_dir": 5}, "A data folder is a path, not 5"),
         ({"authkey": b""}, "empty"),
         ({"authkey": ""}, "empty"),
     ],
@@ -911,6 +914,15 @@ def test_key_of_an_object_is_text(key: Any) -> None:
     """A key that is no text is refused before the manager is asked."""
     with pytest.raises(NotShared, match="is text"):
         connect("tcp://h:1", b"k").get("Room", key)
+
+
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize("cls", [5, None, object()], ids=["number", "none", "object"])
+def test_an_object_is_named_by_a_class(cls: Any) -> None:
+    """Something else, such as an instance, is refused with a sentence that shows it."""
+    with pytest.raises(NotShared, match="by its class or the name") as caught:
+        connect("tcp://h:1", b"k").get(cls)
+    assert repr(cls) in str(caught.value)
 
 
 def test_handles_are_kept_and_bounded(

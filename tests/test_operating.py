@@ -24,7 +24,7 @@ import pytest
 
 from state_server import Unanswered, operating
 from state_server.__main__ import main
-from state_server.data_folder import DataDirLock, DataDirLocked
+from state_server.data_folder import DataDirLock, DataDirLocked, lock_holder
 from state_server.dumps import line_of
 from state_server.errors import ConfigError, StoreError
 from state_server.host import Host
@@ -1157,6 +1157,8 @@ def test_the_verbs_do_what_they_say(
         (["check", "--objects", "no.such"], 2, "'no.such' cannot be loaded"),
         (["ping", "--timeout", "0.1"], 1, "No manager runs with"),
         (["ping", "--timeout", "-1"], 2, "seconds above 0"),
+        (["ping", "--data-dir", ""], 2, "expected a folder, not nothing"),
+        (["stop", "--timeout", "0.1"], 1, "state-server stop: No manager runs with"),
         (["ping", "--address", "http://there"], 2, "http://there"),
     ],
 )
@@ -1179,6 +1181,41 @@ def test_errors_say_what_to_do(
     assert message in err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert value_in(data_dir / "state.db") == 7
+
+
+def test_a_stop_that_waits_speaks_of_stopping(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who says ``stop`` where no manager runs is told so after a second."""
+    assert run(capsys, "stop", "--data-dir", data_dir, "--timeout", "3")[0] == 1
+    told = [line for line in caplog.messages if "waits" in line]
+    assert len(told) == 1
+    assert told[0].startswith("The request 'stop' to the manager waits: No manager")
+
+
+def test_a_manager_that_was_named_by_the_environment_is_told_to_stop(
+    start_manager: StartManager,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of an address nobody knows the folder: it is not claimed that it has stopped."""
+    manager = start_manager()
+    address = (manager.data_dir / "address").read_text().strip()
+    (tmp_path / "elsewhere").mkdir()
+    key = (manager.data_dir / "adminkey").read_bytes()
+    (tmp_path / "elsewhere" / "adminkey").write_bytes(key)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STATE_SERVER_ADDRESS", address)
+    monkeypatch.setenv("STATE_SERVER_AUTHKEY_FILE", str(manager.data_dir / "authkey"))
+    monkeypatch.setenv("STATE_SERVER_DATA_DIR", "elsewhere")
+    process_id = lock_holder(manager.data_dir)
+    code, out, _ = run(capsys, "stop")
+    assert (code, out) == (
+        0,
+        f"The manager (process {process_id}) was told to stop.\n",
+    )
+    manager.stop()
 
 
 @pytest.mark.parametrize("verb", ["backup", "restore", "check", "dump", "load", ""])

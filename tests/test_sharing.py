@@ -493,7 +493,10 @@ def test_what_is_not_shared_is_told_without_running_anything(
         ("loaded_c", "shares nothing"),
         ("loaded_c:Missing", "has no class 'Missing'"),
         ("loaded_c:function", "has no class 'function'"),
-        ("loaded_d", "No module named 'not_installed'"),
+        ("loaded_d", r"No module named 'not_installed'.*loaded_d\.py, line 1"),
+        ("loaded_c.py", "Leave .py away: loaded_c"),
+        ("./loaded_c", "expected module or module:Class"),
+        (":Missing", "expected module or module:Class"),
     ],
 )
 def test_objects_that_cannot_be_loaded_are_config_errors(

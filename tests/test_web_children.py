@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,13 +106,38 @@ def test_application_is_taken_as_it_is(shop: types.ModuleType) -> None:
     assert load_app("shop:app") is application
 
 
-@pytest.mark.parametrize("path", ["shop", "shop:", ":app", "shop:text", "shop:makes"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "shop",
+        "shop:",
+        ":app",
+        "shop:text",
+        "shop:makes",
+        "shop:wants",
+        "shop:none",
+        "nowhere:app",
+        "shop.py:app",
+        "./shop:app",
+    ],
+)
 def test_path_that_is_no_app(shop: types.ModuleType, path: str) -> None:
     """A path that leads to no application is refused with an error that shows it."""
     shop.text = "text"  # type: ignore[attr-defined]
     shop.makes = lambda: "text"  # type: ignore[attr-defined]
+    shop.wants = lambda config: application  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=repr(path)):
         load_app(path)
+
+
+def test_what_an_app_itself_does_not_find_is_its_own_error(
+    shop: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that is there, but imports one that is not, shows where it does so."""
+    (tmp_path / "broken_shop.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        load_app("broken_shop:app")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,16 @@ def create_app():
 '''
 
 
+LEAVES = """
+import os
+
+def app():
+    os._exit(9)
+
+def wants(config):
+    return app
+"""
+
 #: Makes a terminal the one that controls this session, and becomes the command. Whoever
 #: runs the tests may ignore SIGHUP, as nohup does; a shell in a terminal does not.
 IN_TERMINAL = """
@@ -116,6 +126,7 @@ class Service:
                 text=True,
             )
         self.port = 0
+        self.said = ""
 
     def _options(self, given: Sequence[str]) -> list[str]:
         defaults = {
@@ -136,9 +147,11 @@ class Service:
         give_up.start()
         try:
             for line in self.process.stdout:
-                found = re.search(r"curl http://127\.0\.0\.1:(\d+)/", line)
+                self.said += line
+                found = re.search(r" at http://127\.0\.0\.1:(\d+)/", line)
                 if found:
                     self.port = int(found[1])
+                if line.startswith("Stop:"):
                     return self
         finally:
             give_up.cancel()
@@ -221,6 +234,17 @@ def test_numbers_are_given_in_order(start: Start) -> None:
     """The default app answers 1, 2, 3 as plain text, whichever worker is asked."""
     service = start().until_ready()
     assert [service.get() for _ in range(3)] == [(200, "1"), (200, "2"), (200, "3")]
+
+
+def test_what_to_try_is_said_of_the_default_app_only(start: Start) -> None:
+    """Nobody is sent to a page that an app of the user's may not have."""
+    ours, theirs = start(), start(*SHOP_APP, "--workers", "1")
+    address = f"http://127.0.0.1:{ours.until_ready().port}/"
+    assert f"2 workers serve web.app:create_app at {address}\n" in ours.said
+    assert f"Try: curl {address} and open {address}demo" in ours.said
+    address = f"http://127.0.0.1:{theirs.until_ready().port}/"
+    assert f"1 worker serves shop:create_app at {address}\n" in theirs.said
+    assert "Try" not in theirs.said
 
 
 def test_head_takes_no_number(start: Start) -> None:
@@ -462,6 +486,7 @@ def test_reload_of_broken_code_keeps_the_old_workers(start: Start) -> None:
         ("nowhere:create_app", "No module named 'nowhere'"),
         ("shop:no_factory", "has no attribute 'no_factory'"),
         ("shop", "expected module:factory"),
+        ("leaves:wants", "wants(config); give its arguments defaults"),
         ("leaves:app", "exit code 9"),
     ],
 )
@@ -469,7 +494,7 @@ def test_app_that_cannot_start(
     start: Start, tmp_path: Path, app: str, reason: str
 ) -> None:
     """An app that cannot be loaded at the first start ends it with a clear error."""
-    (tmp_path / "leaves.py").write_text("import os\nos._exit(9)\n")
+    (tmp_path / "leaves.py").write_text(LEAVES)
     service = start("--app", app)
     assert service.ended() == 1
     last = next(line for line in service.log().splitlines() if "given up" in line)
@@ -505,7 +530,9 @@ def test_killed_manager_is_restarted(start: Start) -> None:
     until(lambda: service.manager() not in ([], victim), "a new manager")
     # Whether the number goes on is the store's affair, not that of the web half.
     assert service.get()[0] == 200
-    assert "the manager died (killed by SIGKILL)" in service.log()
+    assert "the manager died (killed by SIGKILL) and is started again at once" in (
+        service.log()
+    )
 
 
 def test_explicit_address_starts_no_manager(start: Start, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from web.supervisor import EXIT_FAILED, Supervisor
 from web.terminal import alone_in_the_foreground
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], program: str = "python -m web") -> int:
     """Run until a signal ends it and return the exit code."""
     try:
         chosen = settings.from_command_line(
             settings.WebSettings,
             arguments,
             os.environ,
-            program="start_web.py",
+            program=program,
             description="Serve the web application in several worker processes.",
         )
         log.configure(chosen.log_level)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         with alone_in_the_foreground():
             return Supervisor(chosen).run()
     except ConfigError as error:
-        print(f"start_web.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -165,10 +165,10 @@ class ManagerKeeper:
             stopped = child.exit_code() == 0
             logger.log(
                 logging.WARNING if stopped else logging.ERROR,
-                "the manager %s (%s) and is started again in %g s",
+                "the manager %s (%s) and is started again %s",
                 "was stopped" if stopped else "died",
                 child.how_it_ended(),
-                delay_s,
+                f"in {delay_s:g} s" if delay_s else "at once",
             )
 
     def _ask(self, now: float) -> None:

@@ -180,16 +180,16 @@ class Supervisor:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{port}/"
-        is_ours = self._settings.app == WebSettings().app
-        demonstration = f" and open {address}demo in a browser" if is_ours else ""
+        count, app = self._settings.workers, self._settings.app
+        serving = "1 worker serves" if count == 1 else f"{count} workers serve"
+        lines = [f"State Server is ready: {serving} {app} at {address}"]
+        # Of an app of the user's nobody knows which pages it has.
+        if app == WebSettings().app:
+            lines.append(f"Try: curl {address} and open {address}demo in a browser")
+        lines.append("Stop: Ctrl-C")
         # Whoever read our output may have gone; that is no reason to end.
         with contextlib.suppress(OSError):
-            print(
-                f"State Server is ready: {self._settings.workers} worker processes.\n"
-                f"Try: curl {address}{demonstration}\n"
-                f"Stop: Ctrl-C",
-                flush=True,
-            )
+            print("\n".join(lines), flush=True)
 
     def _environ(self, *, for_workers: bool) -> dict[str, str]:
         """Return the environment of a child.
@@ -256,8 +256,10 @@ def open_listener(settings: WebSettings) -> socket.socket:
     """
     host, colon, port = settings.bind.rpartition(":")
     host = host.strip("[]")
-    if not colon or not host or not port.isdigit():
-        raise ConfigError(f"bind is {settings.bind!r}; expected host:port")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(
+            f"bind is {settings.bind!r}; expected host:port, such as 127.0.0.1:8000"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -269,7 +271,7 @@ def open_listener(settings: WebSettings) -> socket.socket:
         # All workers are woken by one connection, and only one gets it: the others
         # must find nothing instead of waiting for the next.
         listener.setblocking(False)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise ConfigError(
             f"bind {settings.bind!r} is not possible: {error}. Say --bind host:port "

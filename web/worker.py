@@ -71,6 +71,11 @@ class Worker:
         listener = socket.socket(fileno=listener_fd)
         try:
             application = load_app(self._settings.app)
+        except AppNotFound as error:
+            # No code of the app has failed: there is no place to look at.
+            logger.error("the app cannot be loaded: %s", error)
+            _report(report_fd, f"failed {error}")
+            return EXIT_NO_APP
         except Exception as error:
             logger.exception("the app %r cannot be loaded", self._settings.app)
             _report(report_fd, f"failed {type(error).__name__}: {error}")
@@ -102,28 +107,67 @@ class Worker:
         self._server.drain()
 
 
+class AppNotFound(ConfigError):
+    """The setting ``app`` names nothing that could be served."""
+
+
 def load_app(path: str) -> Callable[..., Any]:
     """Return the WSGI application that ``path``, ``module:name``, stands for.
 
-    The name is a factory, which is called without arguments, or an application.
+    The name is a factory, which is called without arguments, or an application. Raises
+    ``AppNotFound`` when it is neither, and whatever the module or the factory raises.
     """
     module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise ConfigError(f"app is {path!r}; expected module:factory")
-    target: Any = importlib.import_module(module_name)
-    for part in name.split("."):
-        target = getattr(target, part)
+    if not (module_name and colon and name) or module_name.startswith("."):
+        raise AppNotFound(
+            f"app is {path!r}; expected module:factory, such as app:create_app"
+        )
+    target = _found(path, module_name, name)
     if not callable(target):
-        raise ConfigError(f"app is {path!r}, which is not a factory of an application")
+        raise AppNotFound(f"app is {path!r}, which is not a factory of an application")
+    if _takes(target):
+        target = target()
+        if not callable(target):
+            raise AppNotFound(f"app is {path!r}, which did not return an application")
+    elif not _takes(target, {}, print):
+        raise AppNotFound(
+            f"app is {path!r}: a factory is called without arguments, and this one is "
+            f"{name}{inspect.signature(target)}; give its arguments defaults"
+        )
+    return target  # type: ignore[no-any-return]
+
+
+def _found(path: str, module_name: str, name: str) -> Any:
+    """Return what stands under ``name`` in a module, which is imported."""
     try:
-        inspect.signature(target).bind()
-    except (TypeError, ValueError):
-        application = target
-    else:
-        application = target()
-    if not callable(application):
-        raise ConfigError(f"app is {path!r}, which did not return an application")
-    return application  # type: ignore[no-any-return]
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
+            # The module is there; what it imports itself is not.
+            raise
+        is_file = module_name.endswith(".py")
+        hint = "Leave .py away" if is_file else f"Is it in {os.getcwd()}, or installed?"
+        raise AppNotFound(f"app is {path!r}: {error}. {hint}") from error
+    for part in name.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError as error:
+            raise AppNotFound(f"app is {path!r}: {error}") from error
+    return target
+
+
+def _takes(target: Callable[..., Any], *args: object) -> bool:
+    """Tell whether ``target`` may be called with ``args``.
+
+    What has no signature that Python knows is taken for an application.
+    """
+    try:
+        inspect.signature(target).bind(*args)
+    except TypeError:
+        return False
+    except ValueError:
+        return bool(args)
+    return True
 
 
 def _report(report_fd: int, text: str) -> None:

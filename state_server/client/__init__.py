@@ -17,7 +17,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 from .. import bodies, failures, wire
@@ -38,6 +37,7 @@ from ..messages import DEFAULT_KEY, Contract, Lane, Payload, running
 from ..settings import (
     APP_KEYS,
     ClientSettings,
+    checked_folder,
     checked_timeout,
     from_environment,
     read_address_file,
@@ -97,7 +97,7 @@ def connect(
     if address is not None:
         changes["address"] = str(parse_address(address))
     if data_dir is not None:
-        changes["data_dir"] = Path(data_dir)
+        changes["data_dir"] = checked_folder(data_dir)
         # A folder that is named here means more than an address in the environment.
         changes.setdefault("address", None)
     if address is None and data_dir is None and not next(_clients_of_environment):
@@ -105,8 +105,10 @@ def connect(
     if timeout is not None:
         changes["timeout_s"] = checked_timeout(timeout)
     if connections_max is not None:
-        if connections_max < 1:
-            raise ConfigError(f"connections_max is {connections_max}; it is 1 or more.")
+        if not isinstance(connections_max, int) or connections_max < 1:
+            raise ConfigError(
+                f"connections_max is {connections_max!r}; it is a whole number from 1."
+            )
         changes["client_connections_max"] = connections_max
     settings = from_environment(ClientSettings, os.environ, **changes)
     if settings.address is not None:
@@ -208,9 +210,12 @@ class Client:
         """Return the manager's numbers: objects, calls, connections, threads."""
         return cast("dict[str, Any]", self.control("status", timeout=timeout))
 
-    def stop_manager(self, timeout: float | None = None) -> None:
-        """Ask the manager to stop; needs the admin key (``connect(admin=True)``)."""
-        self.control("stop", timeout=timeout)
+    def stop_manager(self, timeout: float | None = None) -> int:
+        """Ask the manager to stop, and return the number of its process.
+
+        It ends the running calls first. Needs the admin key (``connect(admin=True)``).
+        """
+        return cast("int", self.control("stop", timeout=timeout))
 
     def control(self, verb: str, *args: Any, timeout: float | None = None) -> Any:
         """Ask the manager itself something."""
@@ -274,9 +279,11 @@ class Client:
         settings = self._settings
         address = settings.address or read_address_file(settings.data_dir)
         if address is None:
+            folder = settings.data_dir.absolute()
             raise Unreachable(
-                "No manager runs with the data folder "
-                f"{settings.data_dir.absolute()}. Start one, or give an address."
+                f"No manager runs with the data folder {folder}. Start one "
+                f"(state-server manager --data-dir {folder}), or name the folder or "
+                "the address of one (STATE_SERVER_DATA_DIR, STATE_SERVER_ADDRESS)."
             )
         key = self._key or read_authkey(settings, os.environ)
         if key is None:
@@ -350,7 +357,7 @@ class _Exchange:
                 if time.monotonic() > warn_at:
                     warn_at = self.deadline
                     log.warning(
-                        "%s: %s Trying again for %.0f s.",
+                        "%s waits: %s It is tried again for %.0f s, its timeout.",
                         self._named(),
                         error,
                         remaining_s,
@@ -448,9 +455,9 @@ class _Exchange:
 
     def _named(self) -> str:
         class_name, key, method = self.target
-        return (
-            f"{class_name}/{key}.{method}" if class_name else f"The manager's {method}"
-        )
+        if class_name:
+            return f"{class_name}/{key}.{method}"
+        return f"The request {method!r} to the manager"
 
 
 def _refuse_to_wait_for_oneself(link: Link) -> None:

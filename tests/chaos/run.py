@@ -238,7 +238,7 @@ class Run:
         while select.select([self._web.stdout], [], [], end - time.monotonic())[0]:
             data = os.read(self._web.stdout.fileno(), 4096)
             said += data
-            found = re.search(rb"curl http://(\S+?)/\n", said)
+            found = re.search(rb" at http://(\S+?)/\n", said)
             if found is not None:
                 self._web_address = found[1].decode()
                 return True
