@@ -158,12 +158,7 @@ class SqliteStore:
                 self._writer.close()
                 raise
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise ConfigError(
-                f"The state in {path} cannot be used: {error}. Nothing was changed. "
-                "Look at the file with `python -m state_server check`, restore a "
-                "backup with `python -m state_server restore`, or move the file away "
-                "to begin anew."
-            ) from error
+            raise _unusable(path, error) from error
 
     def __repr__(self) -> str:
         """Say which file it is."""
@@ -232,11 +227,28 @@ class SqliteStore:
                 self._writer.execute("commit")
             except sqlite3.Error as error:
                 self._roll_back()
+                why = str(error)
+                if isinstance(error, sqlite3.IntegrityError):
+                    why = self._found_twice(old, new)
                 raise ConfigError(
                     f"The stored objects of {old!r} could not be given to {new!r}: "
-                    f"{error}. Nothing was changed."
+                    f"{why}. Nothing was changed."
                 ) from error
         return moved
+
+    def _found_twice(self, old: str, new: str) -> str:
+        """Say which objects two classes both have: one began anew when renamed."""
+        count, key = self._reader.execute(
+            "select count(*), min(key) from objects as former where class = ? and "
+            "exists (select 1 from objects where class = ? and key = former.key)",
+            (old, new),
+        ).fetchone()
+        return (
+            f"both have {count} objects of the same keys, such as {key!r}. Write them "
+            "out with `python -m state_server dump`, remove the lines of those that "
+            "are to go, move the state away, and bring the rest back with "
+            "`python -m state_server load`"
+        )
 
     def count(self) -> int:
         """Return how many objects are stored."""
@@ -442,8 +454,18 @@ class SqliteStore:
                 log.warning("The rollback failed as well: %s.", error)
 
 
-def _look_at(path: Path, *, bytes_checked: int = 0) -> None:
-    """Raise an error if a file is none of ours, without changing a byte of it.
+def _unusable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The state in {path} cannot be used: {error}. Nothing was changed. Look at "
+        "the file with `python -m state_server check`, restore a backup with "
+        "`python -m state_server restore`, or move the file away to begin anew."
+    )
+
+
+def _look_at(path: Path, *, bytes_checked: int = 0) -> dict[str, bytes]:
+    """Return what a file says of itself; raise an error if it is none of ours.
+
+    Not a byte of it is changed.
 
     Opening a database for writing may change it: its journal mode, or what the log
     next to it brings. Hence this comes first, by a connection that cannot write.
@@ -468,6 +490,7 @@ def _look_at(path: Path, *, bytes_checked: int = 0) -> None:
             f"it was written by a release with schema {version}, this one has "
             f"{SCHEMA_VERSION}"
         )
+    return about
 
 
 class StoreFile:
@@ -617,15 +640,16 @@ def hash_seed_of(data_dir: Path) -> int | None:
     """Return the hash seed of a data folder; ``None`` if it has none yet.
 
     It is kept in the state, so that both are replaced at once; in a folder of a former
-    release it is in a file. Raises ``StoreError`` or ``ConfigError`` when it cannot be
-    read.
+    release it is in a file. Raises ``ConfigError`` when it cannot be read.
     """
     path = data_dir / STATE_FILE
-    seed = None
-    if path.exists():
-        with StoreFile(path) as store:
-            seed = store.hash_seed
-    return hash_seed_in_file(data_dir) if seed is None else seed
+    try:
+        about = _look_at(path) if path.exists() else {}
+        if "hash_seed" in about:
+            return int(about["hash_seed"])
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise _unusable(path, error) from error
+    return hash_seed_in_file(data_dir)
 
 
 def fold_log(path: Path, hash_seed: int | None) -> bool:
