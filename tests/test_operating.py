@@ -367,8 +367,9 @@ def test_a_restore_keeps_the_old_state_with_its_last_calls(
 def test_a_damaged_state_is_kept_as_it_is(
     data_dir: Path, tmp_path: Path, content: bytes
 ) -> None:
-    """A restore over a damaged file keeps every byte of it and of its log."""
+    """A restore over a damaged file keeps each byte of it, its log and its seed."""
     operating.back_up(data_dir, tmp_path / "copy")
+    (data_dir / "hashseed").write_text("42\n")
     path = data_dir / "state.db"
     path.write_bytes(content)
     (data_dir / "state.db-wal").write_bytes(b"the log")
@@ -376,6 +377,7 @@ def test_a_damaged_state_is_kept_as_it_is(
     assert kept is not None
     assert kept.read_bytes() == content
     assert kept.with_name(kept.name + "-wal").read_bytes() == b"the log"
+    assert kept.with_name(kept.name + "-hashseed").read_bytes() == b"42\n"
     assert not (data_dir / "state.db-wal").exists()
     assert value_in(path) == 7
 
