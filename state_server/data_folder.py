@@ -83,8 +83,12 @@ class DataDirLock:
                 f"The data folder {data_dir} is in use by another manager "
                 f"(process {holder or 'unknown'}). Stop it, or use another --data-dir."
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, str(os.getpid()).encode())
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, str(os.getpid()).encode())
+        except OSError as error:
+            os.close(self._descriptor)
+            raise ConfigError(f"The lock {path} cannot be written: {error}.") from error
 
     def release(self) -> None:
         """Give the lock back. The file stays: deleting it would let two hold it."""
@@ -151,17 +155,18 @@ def write_whole(path: Path, content: bytes, *, only_new: bool = False) -> None:
     # could read what is written there.
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if only_new and hasattr(os, "link"):
-        try:
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if only_new and hasattr(os, "link"):
             os.link(fresh, path)
-        finally:
-            fresh.unlink()
-    else:
-        fresh.replace(path)
+        else:
+            fresh.replace(path)
+    finally:
+        # On a full disk, each manager that is started in vain would leave one.
+        fresh.unlink(missing_ok=True)
     sync(path.parent)
 
 

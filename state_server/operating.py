@@ -277,17 +277,25 @@ def _check_owner(path: Path, refusal: str) -> None:
 
 
 def _check_author(path: Path, refusal: str) -> None:
-    """Refuse a file that somebody else may have written: its images run code."""
+    """Refuse a file that somebody else may have written: its images run code.
+
+    What lies beside it as its log counts as well, since SQLite reads that.
+    """
     if sys.platform == "win32":
         return
-    status = path.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ConfigError(
-            f"{refusal}: others than {_user(os.geteuid())} may have written {path} "
-            f"(it belongs to {_user(status.st_uid)}, mode {status.st_mode & 0o777:04o})"
-            ", and the images of objects in it run code when they are loaded. "
-            "Say --trust if you know where it comes from."
-        )
+    for ending in ("", "-wal", "-journal"):
+        part = path.with_name(path.name + ending)
+        if ending and not os.path.lexists(part):
+            continue
+        status = part.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            mode = status.st_mode & 0o777
+            raise ConfigError(
+                f"{refusal}: others than {_user(os.geteuid())} may have written {part} "
+                f"(it belongs to {_user(status.st_uid)}, mode {mode:04o}), and the "
+                "images of objects in it run code when they are loaded. Say --trust if "
+                "you know where it comes from."
+            )
 
 
 def _user(number: int) -> str:

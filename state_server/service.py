@@ -355,7 +355,7 @@ def fix_hash_seed(settings: ManagerSettings, *, may_draw: bool = True) -> None:
     if settings.memory or not _journals(catalogue):
         return
     make_private_folder(settings.data_dir)
-    seed = _hash_seed_of(settings.data_dir)
+    seed = hash_seed_of(settings.data_dir)
     if seed is None:
         if not may_draw:
             return
@@ -373,7 +373,7 @@ def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> No
     journals = _journals(shared)
     if not journals:
         return
-    seed = _hash_seed_of(data_dir)
+    seed = hash_seed_of(data_dir)
     try:
         seed = store.keep_hash_seed(draw_hash_seed(data_dir) if seed is None else seed)
     except StoreError as error:
@@ -386,13 +386,6 @@ def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> No
             f"under the hash seed of its data folder, {seed}. Start the manager with "
             "start_manager.py, or this program with that PYTHONHASHSEED."
         )
-
-
-def _hash_seed_of(data_dir: Path) -> int | None:
-    try:
-        return hash_seed_of(data_dir)
-    except StoreError as error:
-        raise ConfigError(f"The hash seed is in the state: {error}") from error
 
 
 def _warn_of_strangers(store: SqliteStore, shared: Catalogue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from state_server import data_folder
-from state_server.data_folder import make_key_file, make_private_folder, write_whole
+from state_server.data_folder import (
+    DataDirLock,
+    make_key_file,
+    make_private_folder,
+    write_whole,
+)
 from state_server.errors import ConfigError
 
 # Who may enter -----------------------------------------------------------------------
@@ -127,6 +133,27 @@ def test_existing_key_file_is_never_overwritten(tmp_path: Path) -> None:
 
     assert (tmp_path / "key").read_bytes() == b"old"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written is removed; the lock is given back with a clear error."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("fsync", "link", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(data_folder.os, name, fail)
+            with pytest.raises(OSError, match="No space left"):
+                write_whole(tmp_path / "a", b"text", only_new=name == "link")
+    with monkeypatch.context() as patch:
+        patch.setattr(data_folder.os, "write", fail)
+        with pytest.raises(ConfigError, match=r"lock .* cannot be written.*No space"):
+            DataDirLock(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manager.lock"]
+    DataDirLock(tmp_path).release()
 
 
 def test_a_folder_is_no_obstacle_where_it_cannot_be_synced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pickle
 import sqlite3
@@ -981,4 +982,45 @@ def test_a_stop_in_good_order_leaves_no_journalled_call(
     assert journalled_in(path) == []
     host, _ = journal_host(path, clock)
     assert code_of(visit(host, "idle")) == "Raised"
+    host.stop()
+
+
+def test_a_migrated_journal_begins_with_an_image(tmp_path: Path) -> None:
+    """What ``migrate`` made is on disk with the next change, and is not made again."""
+
+    class Older:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+    class Newer(Older):
+        migrations = itertools.count(1)
+
+        @classmethod
+        def migrate(cls, old_version: int, state: Any) -> Any:
+            return {"count": state["count"] + 100 * next(cls.migrations)}
+
+    def host_of(cls: type, version: int) -> Host:
+        shared = Catalogue()
+        record = describe_class(cls, name="Visits", durable="journal", version=version)
+        shared.add(record)
+        store = SqliteStore(tmp_path / "state.db")
+        stores.append(store)
+        host = Host(shared, store.epoch + bytes(8), store=store)
+        host.start()
+        return host
+
+    stores: list[SqliteStore] = []
+    host = host_of(Older, 1)
+    assert [visit(host, "a"), visit(host, "a")] == [1, 2]
+    host.stop()
+    host = host_of(Newer, 2)
+    assert [visit(host, "a"), visit(host, "a")] == [103, 104]
+    # As it is after kill -9.
+    stores[-1].close()
+    host = host_of(Newer, 2)
+    assert visit(host, "a") == 105
     host.stop()

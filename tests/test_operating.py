@@ -366,8 +366,9 @@ def test_a_restore_keeps_the_old_state_with_its_last_calls(
 def test_a_damaged_state_is_kept_as_it_is(
     data_dir: Path, tmp_path: Path, content: bytes
 ) -> None:
-    """A restore over a damaged file keeps every byte of it and of its log."""
+    """A restore over a damaged file keeps each byte of it, its log and its seed."""
     operating.back_up(data_dir, tmp_path / "copy")
+    (data_dir / "hashseed").write_text("42\n")
     path = data_dir / "state.db"
     path.write_bytes(content)
     (data_dir / "state.db-wal").write_bytes(b"the log")
@@ -375,6 +376,7 @@ def test_a_damaged_state_is_kept_as_it_is(
     assert kept is not None
     assert kept.read_bytes() == content
     assert kept.with_name(kept.name + "-wal").read_bytes() == b"the log"
+    assert kept.with_name(kept.name + "-hashseed").read_bytes() == b"42\n"
     assert not (data_dir / "state.db-wal").exists()
     assert value_in(path) == 7
 
@@ -543,6 +545,21 @@ def test_a_backup_that_others_may_have_written_needs_trust(
     with pytest.raises(ConfigError, match=r"mode 0666.*--trust"):
         operating.restore(data_dir, tmp_path / "copy")
     operating.restore(data_dir, tmp_path / "copy", trust=True)
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-journal"])
+def test_what_others_have_laid_beside_a_backup_needs_trust(
+    data_dir: Path, tmp_path: Path, ending: str
+) -> None:
+    """SQLite takes pages from a log beside a file, though the file is ours alone."""
+    operating.back_up(data_dir, tmp_path / "copy")
+    beside = tmp_path / f"copy{ending}"
+    beside.touch()
+    beside.chmod(0o666)
+    with pytest.raises(ConfigError, match=rf"copy{ending} .*mode 0666.*--trust"):
+        operating.restore(data_dir, tmp_path / "copy")
+    beside.chmod(0o600)
+    operating.restore(data_dir, tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
@@ -1283,3 +1300,31 @@ def test_the_lock_is_held_while_a_dump_is_loaded(data_dir: Path) -> None:
 
     assert operating.load(data_dir, lines()) == (1, 0, 0)
     DataDirLock(data_dir).release()
+
+
+# Renamed classes ---------------------------------------------------------------------
+
+
+def test_a_class_that_began_anew_before_its_alias_was_told_can_be_put_right(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Two objects of one key cannot become one: the error says what to do about it."""
+    put(data_dir, row(number(1), "Tally/default"), row(number(2), "Tally/other"))
+    store = SqliteStore(data_dir / "state.db")
+    with pytest.raises(ConfigError, match=r"both have 1 objects.*'default'.* dump"):
+        store.rename("Number", "Tally")
+    store.close()
+    assert value_in(data_dir / "state.db") == 7
+    output = io.StringIO()
+    operating.dump(data_dir, output)
+    chosen = [
+        line for line in output.getvalue().splitlines() if '"value": 1}' not in line
+    ]
+    (data_dir / "state.db").rename(tmp_path / "away")
+    for ending in ("-wal", "-shm"):
+        (data_dir / f"state.db{ending}").unlink(missing_ok=True)
+    assert operating.load(data_dir, chosen).added == 2
+    store = SqliteStore(data_dir / "state.db")
+    assert store.rename("Number", "Tally") == 1
+    store.close()
+    assert value_in(data_dir / "state.db", "Tally/default") == 7

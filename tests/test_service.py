@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from state_server.data_folder import lock_holder
-from state_server.errors import Overloaded
-from state_server.store import StoreFile
+from state_server.errors import ConfigError, Overloaded
+from state_server.service import Service
+from state_server.settings import ManagerSettings
+from state_server.sharing import Catalogue, describe_class
+from state_server.store import StoreFile, hash_seed_of
 
 from .conftest import StartManager
 from .processes import ROOT, ManagerProcess, wait_until
@@ -318,6 +321,32 @@ def test_a_hash_seed_is_kept_in_the_state(tmp_path: Path, seed: str | None) -> N
             assert store.hash_seed == kept
     finally:
         manager.stop()
+
+
+def test_a_server_under_another_hash_seed_is_refused_and_told_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that hosts journals itself must be started under their seed."""
+    shared = Catalogue()
+    shared.add(describe_class(Log, durable="journal"))
+    folder = tmp_path / "var"
+    for _ in range(2):
+        monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+        with pytest.raises(ConfigError, match="Log: a journal is replayed") as refused:
+            Service(ManagerSettings(data_dir=folder), shared=shared).start()
+        seed = hash_seed_of(folder)
+        assert f"its data folder, {seed}." in str(refused.value)
+        assert lock_holder(folder) is None
+        monkeypatch.setenv("PYTHONHASHSEED", str(seed))
+        with Service(ManagerSettings(data_dir=folder), shared=shared) as service:
+            assert service.address is not None
+    (folder / "state.db").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"cannot be used.*Nothing was changed"):
+        hash_seed_of(folder)
+
+
+class Log:
+    """Is kept as a journal."""
 
 
 def test_a_check_draws_no_hash_seed(tmp_path: Path) -> None:

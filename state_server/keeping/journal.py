@@ -55,6 +55,7 @@ class JournalKeeper:
         "_entry_bytes_max",
         "_generation",
         "_image_bytes",
+        "_image_version",
         "_name",
         "_newborn",
         "_saved",
@@ -78,6 +79,7 @@ class JournalKeeper:
         self._entries = 0
         self._entry_bytes = 0
         self._image_bytes = 0
+        self._image_version = shared.version
         self._generation = 0
         self._saved = False
         self._arguments = b""
@@ -116,6 +118,7 @@ class JournalKeeper:
         self._saved = True
         self._generation = stored.generation + len(stored.entries)
         self._image_bytes = len(stored.image)
+        self._image_version = stored.version
         self._entries = len(stored.entries)
         self._entry_bytes = sum(map(len, stored.entries))
 
@@ -129,7 +132,11 @@ class JournalKeeper:
         entry = pack(Entry(self._shared.version, call.method, arguments, tuple(drawn)))
         self._check_size("journalled call", entry)
         grown = self._entry_bytes + len(entry)
-        if not self._saved or grown > max(self._entry_bytes_max, self._image_bytes):
+        # Calls on a migrated object do not follow the image that it was migrated from:
+        # what migrate makes of that need not be the same each time.
+        is_migrated = self._image_version != self._shared.version
+        is_full = grown > max(self._entry_bytes_max, self._image_bytes)
+        if not self._saved or is_migrated or is_full:
             return self.snapshot()
         self._generation += 1
         self._entries += 1
@@ -169,6 +176,7 @@ class JournalKeeper:
         self._newborn = b""
         self._generation += 1
         self._image_bytes = len(fresh)
+        self._image_version = self._shared.version
         self._entries = self._entry_bytes = 0
         return Change(self._name, self._shared.version, self._generation, fresh)
 

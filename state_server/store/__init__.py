@@ -43,6 +43,7 @@ from .database import (
     look_at,
     make_empty,
     opened,
+    unusable,
 )
 from .reading import StoreFile, hash_seed_of
 
@@ -128,12 +129,7 @@ class SqliteStore:
                 self._writer.close()
                 raise
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise ConfigError(
-                f"The state in {path} cannot be used: {error}. Nothing was changed. "
-                "Look at the file with `python -m state_server check`, restore a "
-                "backup with `python -m state_server restore`, or move the file away "
-                "to begin anew."
-            ) from error
+            raise unusable(path, error) from error
 
     def __repr__(self) -> str:
         """Say which file it is."""
@@ -202,11 +198,28 @@ class SqliteStore:
                 self._writer.execute("commit")
             except sqlite3.Error as error:
                 self._roll_back()
+                why = str(error)
+                if isinstance(error, sqlite3.IntegrityError):
+                    why = self._found_twice(old, new)
                 raise ConfigError(
                     f"The stored objects of {old!r} could not be given to {new!r}: "
-                    f"{error}. Nothing was changed."
+                    f"{why}. Nothing was changed."
                 ) from error
         return moved
+
+    def _found_twice(self, old: str, new: str) -> str:
+        """Say which objects two classes both have: one began anew when renamed."""
+        count, key = self._reader.execute(
+            "select count(*), min(key) from objects as former where class = ? and "
+            "exists (select 1 from objects where class = ? and key = former.key)",
+            (old, new),
+        ).fetchone()
+        return (
+            f"both have {count} objects of the same keys, such as {key!r}. Write them "
+            "out with `python -m state_server dump`, remove the lines of those that "
+            "are to go, move the state away, and bring the rest back with "
+            "`python -m state_server load`"
+        )
 
     def count(self) -> int:
         """Return how many objects are stored."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data_folder import sync
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
 from ..keeping.commits import ObjectName, Stored
 
 #: The number of the tables below; a file with another one is not opened.
@@ -104,8 +104,19 @@ def make_empty(path: Path) -> None:
     sync(path.parent)
 
 
-def look_at(path: Path, *, bytes_checked: int = 0) -> None:
-    """Raise an error if a file is none of ours, without changing a byte of it.
+def unusable(path: Path, error: Exception) -> ConfigError:
+    """Return the error for a state that a manager cannot start with."""
+    return ConfigError(
+        f"The state in {path} cannot be used: {error}. Nothing was changed. Look at "
+        "the file with `python -m state_server check`, restore a backup with "
+        "`python -m state_server restore`, or move the file away to begin anew."
+    )
+
+
+def look_at(path: Path, *, bytes_checked: int = 0) -> dict[str, bytes]:
+    """Return what a file says of itself; raise an error if it is none of ours.
+
+    Not a byte of it is changed.
 
     Opening a database for writing may change it: its journal mode, or what the log
     next to it brings. Hence this comes first, by a connection that cannot write.
@@ -130,6 +141,7 @@ def look_at(path: Path, *, bytes_checked: int = 0) -> None:
             f"it was written by a release with schema {version}, this one has "
             f"{SCHEMA_VERSION}"
         )
+    return about
 
 
 def opened(path: Path, busy_timeout_s: float) -> sqlite3.Connection:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from ..data_folder import STATE_FILE, hash_seed_in_file, sync
 from ..errors import StoreError
-from .database import KEEP_SEED, NEW_EPOCH, StoredRow, damage_in
+from .database import KEEP_SEED, NEW_EPOCH, StoredRow, damage_in, look_at, unusable
 
 #: Pages that are copied at a stretch; a signal is heard in between.
 _COPIED_PAGES = 1024
@@ -163,12 +163,13 @@ def hash_seed_of(data_dir: Path) -> int | None:
     """Return the hash seed of a data folder; ``None`` if it has none yet.
 
     It is kept in the state, so that both are replaced at once; in a folder of a former
-    release it is in a file. Raises ``StoreError`` or ``ConfigError`` when it cannot be
-    read.
+    release it is in a file. Raises ``ConfigError`` when it cannot be read.
     """
     path = data_dir / STATE_FILE
-    seed = None
-    if path.exists():
-        with StoreFile(path) as store:
-            seed = store.hash_seed
-    return hash_seed_in_file(data_dir) if seed is None else seed
+    try:
+        about = look_at(path) if path.exists() else {}
+        if "hash_seed" in about:
+            return int(about["hash_seed"])
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise unusable(path, error) from error
+    return hash_seed_in_file(data_dir)
