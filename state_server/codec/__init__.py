@@ -37,7 +37,7 @@ from .large_bytes import enveloped
 from .measures import DEFAULT_LIMITS, ValueLimits
 from .refusals import Foreign, refusal
 from .small_pickles import SMALL_BYTES_MAX, is_small, is_tiny
-from .spellings import references, spelling
+from .spellings import may_travel, references, spelling
 from .stock_arrays import Recorded
 from .walk import checked_walk
 
@@ -53,6 +53,7 @@ __all__ = [
     "decode_measured",
     "encode",
     "encode_with_buffers",
+    "may_travel",
     "register_reference",
 ]
 

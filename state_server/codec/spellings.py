@@ -30,6 +30,16 @@ from .refusals import Foreign
 references: dict[type, Callable[[Any], tuple[str, str]]] = {}
 
 
+def may_travel(kind: type) -> bool:
+    """Tell whether values of a class have a spelling."""
+    return (
+        kind in _SPELLINGS
+        or kind in allowed_types
+        or _is_builtin_error(kind)
+        or any(base in references or _package(base) for base in kind.__mro__)
+    )
+
+
 def spelling(writer: WriteContext, value: Any) -> Any:
     """Return how a value is spelled, ``NotImplemented`` for pickle's own way."""
     kind = type(value)
@@ -41,15 +51,24 @@ def spelling(writer: WriteContext, value: Any) -> Any:
         return _spell_allowed(writer, value)
     if issubclass(kind, type):
         return _spell_class(writer, value)
-    if kind.__module__ == "builtins" and builtin_error(kind.__name__) is kind:
+    if _is_builtin_error(kind):
         return NotImplemented
     for base in kind.__mro__:
         if base in references:
             return Reference, tuple(references[base](value))
-        package = str(base.__module__).partition(".")[0]
-        if package in _PACKAGES:
-            return _PACKAGES[package](writer, value)
+        package = _package(base)
+        if package is not None:
+            return package(writer, value)
     raise Foreign(value)
+
+
+def _is_builtin_error(kind: type) -> bool:
+    return kind.__module__ == "builtins" and builtin_error(kind.__name__) is kind
+
+
+def _package(kind: type) -> Callable[[WriteContext, Any], Any] | None:
+    """Return what spells the values of the package that a class is of, if any."""
+    return _PACKAGES.get(str(kind.__module__).partition(".")[0])
 
 
 #: Packages whose values have spellings of their own; they are not imported for that.
@@ -92,7 +111,7 @@ def _spell_class(writer: WriteContext, cls: type) -> Any:
         return NotImplemented
     if writer.stock and (cls.__module__, cls.__qualname__) in TABLE:
         return NotImplemented
-    if cls.__module__ == "builtins" and builtin_error(cls.__name__) is cls:
+    if _is_builtin_error(cls):
         return NotImplemented
     raise Foreign(cls)
 

@@ -17,6 +17,7 @@ from ..codec import allow, decode, encode
 from ..errors import NotAllowed, StateServerError, TooLarge
 from ..messages import Reference
 from ..session_answers import Outcome, Rule, holds_something
+from .plain_values import plain
 from .session_store import Loaded, SessionStore, id_beside, name_of
 
 log = logging.getLogger("state_server.sessions")
@@ -69,8 +70,8 @@ class Values:
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Set a value."""
-        self._now[key] = value
+        """Set a value. Its key becomes plain text, if it is text of another class."""
+        self._now[_plain_key(key)] = value
 
     def __delitem__(self, key: str) -> None:
         """Remove a value; raise ``KeyError`` if there is none."""
@@ -90,7 +91,7 @@ class Values:
 
     def put(self, values: Mapping[str, Any]) -> None:
         """Let these be the values."""
-        self._now = dict(values)
+        self._now = {_plain_key(key): value for key, value in values.items()}
 
     def changes(self) -> Changes:
         """Return what differs from what was stored.
@@ -138,10 +139,20 @@ class Values:
 _NOT_READ = object()
 
 
+def _plain_key(key: str) -> str:
+    return str.__str__(key) if isinstance(key, str) else key
+
+
 def pack(key: str, value: object) -> bytes:
-    """Return a value as bytes; raise an error that names the key if it cannot be."""
+    """Return a value as bytes; raise an error that names the key if it cannot be.
+
+    What may not travel in it becomes what Flask's own session would make of it.
+    """
     try:
-        return encode(value)
+        try:
+            return encode(value)
+        except NotAllowed:
+            return encode(plain(value))
     except (NotAllowed, TooLarge) as error:
         raise type(error)(
             f"The session was not saved and stays as it was: its value {key!r} cannot "

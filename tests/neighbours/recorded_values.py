@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import inspect
 import json
 import pickle
 import sys
@@ -48,13 +49,17 @@ ARRAYS = [
     "np.timedelta64(3, 'W')",
 ]
 DAYS = "pd.date_range('2020-10-23', periods=4, freq='D', unit='ns', tz={})"
+DTYPE_WITH_NAN = "pd.StringDtype('python', na_value=np.nan)"
+TEXT_WITH_NAN = f"pd.array(['a', None, '', 'ü'], dtype={DTYPE_WITH_NAN})"
+#: The same before pandas 2.3, which has no such dtype.
+TEXT_AS_OBJECTS = "np.array(['a', np.nan, '', 'ü'], object)"
 COLUMNS = [
     "np.arange(4)",
     "np.array([True, False] * 2)",
     "np.linspace(0, 1, 4)",
     "np.array(['a', None, 1, (2,)], object)",
     "pd.array(['a', None, '', 'ü'], dtype=pd.StringDtype('python'))",
-    "pd.array(['a', None, '', 'ü'], dtype=pd.StringDtype('python', na_value=np.nan))",
+    TEXT_WITH_NAN,
     "pd.array([1, None, 2, 3], dtype='Int16')",
     "pd.array([1.5, None, 2, 3], dtype='Float64')",
     "pd.array([True, None, False, True], dtype='boolean')",
@@ -74,8 +79,7 @@ DATAFRAMES = [
     f"pd.concat([pd.Series(c) for c in [{', '.join(COLUMNS)}]], axis=1)"
     f".set_axis(pd.RangeIndex({len(COLUMNS)}), axis=1)",
     "pd.DataFrame(np.eye(3), columns=pd.Index(['a', 'b', 'c'], dtype=object))",
-    "pd.DataFrame(np.eye(2), columns=pd.Index(['a', 'b'],"
-    " dtype=pd.StringDtype('python', na_value=np.nan)))",
+    f"pd.DataFrame(np.eye(2), columns=pd.Index(['a', 'b'], dtype={DTYPE_WITH_NAN}))",
     "pd.DataFrame(np.eye(2), index=pd.MultiIndex("
     "levels=[pd.Index(['u', 'v'], dtype=object), pd.Index([1, 2])],"
     " codes=[[0, 1], [1, -1]], names=['l', None]))",
@@ -103,6 +107,9 @@ OURS = [
 
 def value_of(expression: str) -> Any:
     """Return the value that an expression stands for in this release."""
+    if "na_value" not in inspect.signature(pd.StringDtype).parameters:
+        expression = expression.replace(TEXT_WITH_NAN, TEXT_AS_OBJECTS)
+        expression = expression.replace(DTYPE_WITH_NAN, "object")
     return eval(expression, {"np": np, "pd": pd, "datetime": datetime})
 
 

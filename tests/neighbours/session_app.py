@@ -42,6 +42,28 @@ class Foreign:
     """A class that nobody has allowed."""
 
 
+class Token(dict[str, object]):
+    """A dictionary with more to it, as packages for OAuth have them; not allowed."""
+
+
+class Word(str):
+    """A text that remembers something besides; not allowed."""
+
+
+class Size(enum.IntEnum):
+    """Named numbers; not allowed."""
+
+    SMALL = 1
+
+
+class Late:
+    """A text that is made when a page is, as those of translations; not allowed."""
+
+    def __html__(self) -> str:
+        """Return the text."""
+        return "<b>late</b>"
+
+
 def unnamed(prefix: str = "app") -> str:
     """Return a name that no app has had, whose sessions are its own then."""
     return f"{prefix}-{os.getpid()}-{next(numbers)}"

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
@@ -40,6 +41,10 @@ from .session_app import (
     Basket,
     Colour,
     Foreign,
+    Late,
+    Size,
+    Token,
+    Word,
     late,
     own_route,
     state,
@@ -1054,6 +1059,54 @@ def test_a_value_that_cannot_travel_is_named(make_app: MakeApp) -> None:
         client.get("/bad")
     for part in ("'deep'", "stays as it was", "['list'][1]", "Foreign", "allow("):
         assert part in str(caught.value), part
+
+
+def test_what_flask_would_keep_is_kept(merging: MakeApp) -> None:
+    """What is built upon a builtin class is kept as that, also within other values.
+
+    Flask's own session does so, and the tokens of OAuth packages rely on it.
+    """
+    now = datetime(2031, 2, 3, 4, 5, 6, 7, timezone.utc)
+    moment = type("Moment", (datetime,), {})(2031, 2, 3, 4, 5, 6, 7, timezone.utc)
+    token = Token(key=Word("text"), ring=[Size.SMALL])
+    token["self"] = token
+    app = merging()
+    client = app.test_client()
+
+    @app.get("/login")
+    def login() -> str:
+        session["token"] = token
+        session["parts"] = [Size.SMALL, (Word("a"), Late()), {Word("b"): moment}]
+        session["kept"] = [Token(), Counter("a"), Basket("ann", []), Colour.RED]
+        session[Word("word")] = Word("text")
+        return "welcome"
+
+    @app.get("/look")
+    def look() -> str:
+        found = session["token"]
+        assert found["self"] is found
+        assert exact(found, "key", "ring") == "dict str list"
+        assert exact(found["ring"], 0) == "list int"
+        first, (second, third), fourth = session["parts"]
+        assert (first, second, third) == (1, "a", Markup("<b>late</b>"))
+        assert exact([first, second, third], 0, 1, 2) == "list int str Markup"
+        assert fourth == {"b": now}
+        assert exact(fourth, "b") == "dict datetime"
+        assert exact(session["kept"], 0, 1, 2, 3) == "list dict Counter Basket Colour"
+        assert session["word"] == "text"
+        assert [type(key) for key in session] == [str] * len(session)
+        return "seen"
+
+    assert ask(client, "/login", "/look", "/look") == "seen"
+    assert "Set-Cookie" not in client.get("/look").headers
+
+
+def exact(container: Any, *places: Any) -> str:
+    """Name the class of a container and of some of its parts."""
+    return " ".join(
+        type(each).__name__
+        for each in [container, *(container[place] for place in places)]
+    )
 
 
 def test_a_value_that_cannot_be_read_any_more(make_app: MakeApp) -> None:

@@ -38,7 +38,8 @@ def suite_of(package: str, since: str, request: pytest.FixtureRequest) -> Path:
         pytest.skip(f"{package} is not installed")
     if _numbers(version) < _numbers(since):
         pytest.skip(f"{package} {version} has other tests than {since}")
-    kept = request.config.cache
+    # pytest may run without its cache.
+    kept = getattr(request.config, "cache", None)
     if kept is not None:
         folder = kept.mkdir("sdists")
     else:

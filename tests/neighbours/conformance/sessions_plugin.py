@@ -1,4 +1,4 @@
-"""Puts the suites of Flask and of Flask-Login on our sessions, each app on its own."""
+"""Puts suites of Flask and its extensions on our sessions, each app on its own."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from state_server.integrations.sessions import StateServerSessionInterface
 if not hasattr(_pytest.monkeypatch, "notset"):
     _pytest.monkeypatch.notset = _pytest.compat.NOTSET
 
-_client = state_server.connect()
+client = state_server.connect()
 
 
-class _OurInterface:
+class OurInterface:
     """Stands for the attribute of the class ``Flask``; a subclass may have another."""
 
     def __get__(self, app: Any, owner: type | None = None) -> Any:
         """Make the interface of an app when it is first asked for."""
         if app is None:
             return self
-        config = SessionConfig(secrets.token_hex(8))
-        app.session_interface = StateServerSessionInterface(
-            SessionStore(_client, config)
-        )
+        app.session_interface = self.made_for(app, SessionConfig(secrets.token_hex(8)))
         return app.session_interface
 
+    def made_for(self, app: Any, config: SessionConfig) -> Any:
+        """Make the interface of an app."""
+        return StateServerSessionInterface(SessionStore(client, config))
 
-flask.Flask.session_interface = _OurInterface()
+
+flask.Flask.session_interface = OurInterface()
