@@ -58,7 +58,11 @@ def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
     """
     if isinstance(given, tuple):
         return _pair(given)
-    text = os.fspath(given)
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"The address {given!r} is neither a text nor a path nor (host, port)."
+        )
     if "://" not in text:
         if re.fullmatch(r"(\[[^\]]+\]|[\w.-]+):\d{1,5}", text):
             raise ConfigError(

@@ -28,8 +28,8 @@ def wanted_address(settings: ManagerSettings) -> Address:
     if address.is_wildcard and not settings.allow_wildcard:
         raise ConfigError(
             f"The address {address} lets any machine connect, and the connection is "
-            "not encrypted. Use 127.0.0.1 or a Unix socket, or say --allow-wildcard "
-            "true if the network is private."
+            "not encrypted. Use 127.0.0.1 or a Unix socket, or set allow_wildcard "
+            "(--allow-wildcard true) if the network is private."
         )
     return address
 
