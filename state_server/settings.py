@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, Unreachable
 
 PREFIX = "STATE_SERVER_"
 
@@ -439,11 +439,19 @@ def read_key_file(path: Path) -> bytes | None:
 
 
 def read_address_file(data_dir: Path) -> str | None:
-    """Return the URL that a manager wrote into its data folder, or ``None``."""
+    """Return the URL that a manager wrote into its data folder, or ``None``.
+
+    Raises ``Unreachable`` when the file may be there and cannot be read.
+    """
+    path = data_dir / "address"
     try:
-        return (data_dir / "address").read_text().strip() or None
-    except OSError:
+        return path.read_text().strip() or None
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreachable(
+            f"The manager's address in {path.absolute()} cannot be read: {error}."
+        ) from error
 
 
 def checked_timeout(timeout: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from state_server import settings
 from state_server.engine import EngineLimits
-from state_server.errors import ConfigError
+from state_server.errors import ConfigError, Unreachable
 from state_server.host import HostLimits
 from state_server.integrations import flask
 from state_server.keeping import KeepingLimits
@@ -389,6 +389,21 @@ def test_address_file_holds_a_url_or_nothing(
         (tmp_path / "address").write_text(content)
 
     assert read_address_file(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_unreadable_address_file_is_said_to_be_unreadable(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """Nobody is told to start a manager that runs already."""
+    path = tmp_path / "address"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+    with pytest.raises(Unreachable, match="cannot be read"):
+        read_address_file(tmp_path)
 
 
 # What contradicts itself -------------------------------------------------------------

@@ -45,7 +45,7 @@ def spelling(writer: WriteContext, value: Any) -> Any:
         return NotImplemented
     for base in kind.__mro__:
         if base in references:
-            return Reference, tuple(references[base](value))
+            return _spell_reference(writer, Reference(*references[base](value)))
         package = str(base.__module__).partition(".")[0]
         if package in _PACKAGES:
             return _PACKAGES[package](writer, value)
@@ -110,8 +110,12 @@ def _spell_plainly(_writer: object, _value: object) -> Any:
     return NotImplemented
 
 
-def _spell_reference(_writer: object, value: Reference) -> Any:
-    """Spell a reference as a call of its class."""
+def _spell_reference(writer: WriteContext, value: Reference) -> Any:
+    """Spell a reference as a call of its class, which stock clients do not have."""
+    if writer.stock:
+        raise Foreign(
+            value, "a client of the standard library can be given one as a result only"
+        )
     return Reference, tuple(value)
 
 
