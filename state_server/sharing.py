@@ -170,6 +170,8 @@ class Catalogue:
 
     def name_of(self, cls: type) -> str:
         """Return the name ``cls`` is shared as; raise ``NotShared`` if it is not."""
+        if not isinstance(cls, type):
+            raise NotShared(f"A class, or the name it is shared as, is not {cls!r}.")
         name = self._names.get(cls)
         if name is None:
             raise NotShared(

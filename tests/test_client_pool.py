@@ -836,6 +836,7 @@ def test_connect_connects_to_nothing() -> None:
         ({"connections_max": 0}, "1 or more"),
         ({"authkey": b""}, "empty"),
         ({"authkey": ""}, "empty"),
+        ({"authkey": 5}, "bytes or text"),
     ],
 )
 def test_connect_refuses_what_does_not_fit(

@@ -110,6 +110,9 @@ def connect(
     if settings.address is not None:
         parse_address(settings.address)
     key = authkey.encode() if isinstance(authkey, str) else authkey
+    if key is not None and not isinstance(key, bytes | bytearray):
+        kind = type(key).__qualname__
+        raise ConfigError(f"The authkey given is of type {kind}; it is bytes or text.")
     if key is not None and not key:
         raise ConfigError("The authkey given is empty.")
     client = Client(settings, key, admin=admin)
