@@ -26,7 +26,8 @@ class Address:
     def __str__(self) -> str:
         """Return the URL of the address."""
         if self.path is not None:
-            return f"unix://{self.path}"
+            # The one character that would mean another when the URL is read.
+            return "unix://" + self.path.replace("%", "%25")
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp://{host}:{self.port}"
 
@@ -58,8 +59,17 @@ def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
     """
     if isinstance(given, tuple):
         return _pair(given)
-    text = os.fspath(given)
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"The address {given!r} is neither a text nor a path nor (host, port)."
+        )
     if "://" not in text:
+        if re.match(r"(unix|tcp):", text):
+            raise ConfigError(
+                f"The address {text!r} is no URL: write unix:///path or "
+                "tcp://host:port, with the slashes."
+            )
         if re.fullmatch(r"(\[[^\]]+\]|[\w.-]+):\d{1,5}", text):
             raise ConfigError(
                 f"The address {text!r} looks like a host and a port: write "

@@ -71,28 +71,34 @@ class DataDirLock:
         """Take the lock; raise ``DataDirLocked`` when another process holds it."""
         path = data_dir / _LOCK_FILE
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
         try:
-            _lock_exclusively(self._descriptor)
+            _lock_exclusively(descriptor)
         except OSError:
-            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip()
-            os.close(self._descriptor)
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            os.close(descriptor)
             raise DataDirLocked(
                 f"The data folder {data_dir} is in use by another manager "
                 f"(process {holder or 'unknown'}). Stop it, or use another --data-dir."
             ) from None
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, str(os.getpid()).encode())
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
         except OSError as error:
-            os.close(self._descriptor)
+            os.close(descriptor)
             raise ConfigError(f"The lock {path} cannot be written: {error}.") from error
+        self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Give the lock back. The file stays: deleting it would let two hold it."""
-        os.close(self._descriptor)
+        """Give the lock back. The file stays: deleting it would let two hold it.
+
+        A second time does nothing: the number may be that of another file by then.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def data_dir_is_locked(data_dir: Path) -> bool:

@@ -17,10 +17,13 @@ from .settings import ManagerSettings
 def wanted_address(settings: ManagerSettings) -> Address:
     """Return the address that the settings name, or the one in the data folder.
 
+    A path is absolute, because clients read it in folders of their own.
     Raises ``ConfigError`` for one that any machine can reach, unless that is wanted.
     """
     if settings.address is not None:
         address = parse_address(settings.address)
+        if address.path is not None:
+            address = parse_address(Path(address.path).absolute())
     elif sys.platform == "win32":
         address = Address(host="127.0.0.1", port=0)
     else:
@@ -29,8 +32,8 @@ def wanted_address(settings: ManagerSettings) -> Address:
     if address.is_wildcard and not settings.allow_wildcard:
         raise ConfigError(
             f"The address {address} lets any machine connect, and the connection is "
-            "not encrypted. Use 127.0.0.1 or a Unix socket, or say --allow-wildcard "
-            "true if the network is private."
+            "not encrypted. Use 127.0.0.1 or a Unix socket, or set allow_wildcard "
+            "(--allow-wildcard true) if the network is private."
         )
     return address
 

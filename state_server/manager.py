@@ -7,6 +7,7 @@ objects by memory address, or start a thread for each connection.
 
 from __future__ import annotations
 
+import builtins
 import multiprocessing
 import multiprocessing.managers
 import multiprocessing.util
@@ -21,7 +22,8 @@ from typing import Any, TypeVar, overload
 
 from .addresses import Address, parse_address
 from .client import Client, connect
-from .errors import ConfigError
+from .data_folder import write_whole
+from .errors import ConfigError, Refused
 from .objects import add_ready_made
 from .service import Service, stop_on_signals
 from .settings import ManagerSettings
@@ -33,11 +35,22 @@ _START_TIMEOUT_S = 30.0
 
 
 class Server:
-    """What ``StateManager.get_server`` returns: a service that runs in this process."""
+    """What ``StateManager.get_server`` returns: a service that runs in this process.
 
-    def __init__(self, service: Service) -> None:
+    ``own_folder``: its temporary data folder, if it has one.
+    """
+
+    def __init__(self, service: Service, own_folder: Path | None = None) -> None:
         self._service = service
-        self.address: str | tuple[str, int] = service.start().stock
+        # Also run when this server is collected, and before this process ends.
+        self._end = multiprocessing.util.Finalize(
+            self, _end_service, args=(service, own_folder), exitpriority=0
+        )
+        try:
+            self.address: str | tuple[str, int] = service.start().stock
+        except BaseException:
+            self._end()
+            raise
 
     def serve_forever(self) -> None:
         """Serve until ``stop`` is called or the process is told to end."""
@@ -49,7 +62,7 @@ class Server:
         except (KeyboardInterrupt, SystemExit):
             pass
         finally:
-            self._service.stop()
+            self._end()
             if restore is not None:
                 restore()
 
@@ -58,38 +71,66 @@ class Server:
         self._service.request_stop()
 
 
+class _StartedServer:
+    """The process that ``StateManager.start`` made, and its temporary folder, if any.
+
+    It ends when told to, when nobody can call it any more (neither the manager nor a
+    handle of it is left), and before this process ends.
+    """
+
+    def __init__(
+        self, process: Any, leash: Connection, own_folder: Path | None, timeout_s: float
+    ) -> None:
+        self.process = process
+        self.own_folder = own_folder
+        self.end = multiprocessing.util.Finalize(
+            self,
+            _end_process,
+            args=(process, leash, own_folder, timeout_s),
+            exitpriority=0,
+        )
+
+
 class StateManager(multiprocessing.managers.BaseManager):
     """A ``BaseManager`` whose objects are shared by name, each call whole and alone.
 
     ``address``: a path, ``(host, port)`` or a URL; ``authkey``: the key, bytes. With
     neither, the data folder says both. ``data_dir``: where keys and socket live; a
     temporary folder for a manager that is started here, unless given.
+    ``shutdown_timeout``: seconds for running calls to end. ``allow_wildcard``: permit
+    an address that any machine can reach.
     """
 
     def __init__(
         self,
         address: str | tuple[str, int] | os.PathLike[str] | None = None,
-        authkey: bytes | None = None,
+        authkey: bytes | str | None = None,
         serializer: str = "pickle",
         ctx: Any = None,
         *,
         shutdown_timeout: float = 10.0,
         data_dir: str | os.PathLike[str] | None = None,
+        allow_wildcard: bool = False,
     ) -> None:
         if serializer != "pickle":
             raise ConfigError(
                 f"The serializer {serializer!r} is not offered; the wire is the "
                 "checked pickle that stock clients use by default."
             )
-        super().__init__(None, authkey, serializer, ctx)
-        self._given_key = None if authkey is None else bytes(authkey)
-        self._where = None if address is None else parse_address(address)
-        self._data_dir = None if data_dir is None else Path(data_dir)
-        self._own_folder: Path | None = None
+        key = authkey.encode() if isinstance(authkey, str) else authkey
+        if key is not None and not key:
+            raise ConfigError("The authkey given is empty.")
+        super().__init__(None, key, serializer, ctx)
+        self._given_key = None if key is None else bytes(key)
+        self._given_address = None if address is None else parse_address(address)
+        self._where = self._given_address
+        self._given_folder = None if data_dir is None else Path(data_dir)
+        #: The data folder of the server that was made here, or the one given.
+        self._data_dir = self._given_folder
         self._client: Client | None = None
-        self._child: Any = None
-        self._end_child: Callable[[], object] | None = None
+        self._started: _StartedServer | None = None
         self._stop_timeout_s = shutdown_timeout
+        self._allow_wildcard = allow_wildcard
         self._context = ctx or multiprocessing.get_context()
 
     @classmethod
@@ -113,6 +154,11 @@ class StateManager(multiprocessing.managers.BaseManager):
             )
         shown = None if exposed is None else tuple(exposed)
         if callable is not None:
+            if not builtins.callable(callable):
+                raise ConfigError(
+                    f"{typeid!r} cannot be registered with {callable!r}: what makes "
+                    "its objects is a class or a function."
+                )
             record = (
                 describe_class(callable, name=typeid, exposed=shown, durable=False)
                 if isinstance(callable, type)
@@ -123,10 +169,20 @@ class StateManager(multiprocessing.managers.BaseManager):
             _registered(cls).setdefault(typeid, None)
         if create_method:
 
-            def get(self: StateManager, key: str = "default") -> Any:
+            def get(
+                self: StateManager, key: str = "default", *args: Any, **kwargs: Any
+            ) -> Any:
+                if args or kwargs or not isinstance(key, str):
+                    raise Refused(
+                        f"{typeid}() takes at most the key of an object, which is "
+                        "text: the manager builds the objects, without arguments. To "
+                        f"give them some, register {typeid!r} with a function that "
+                        "does."
+                    )
                 return self.get(typeid, key)
 
             get.__name__ = typeid
+            get.__qualname__ = f"{cls.__qualname__}.{typeid}"
             get.__doc__ = f"Return a handle of the object ``key`` of {typeid}."
             setattr(cls, typeid, get)
 
@@ -153,7 +209,10 @@ class StateManager(multiprocessing.managers.BaseManager):
 
     def get_server(self) -> Server:  # type: ignore[override]
         """Return a server for this process; call its ``serve_forever``."""
-        server = Server(Service(self._settings(), self._given_key, self._shared()))
+        settings, own_folder = self._settings()
+        service = Service(settings, self._given_key, self._shared())
+        server = Server(service, own_folder)
+        self._data_dir = settings.data_dir
         self._where = parse_address(server.address)
         return server
 
@@ -165,36 +224,40 @@ class StateManager(multiprocessing.managers.BaseManager):
         The process ends with this one. Raises ``ConfigError`` with the child's reason
         when it cannot start.
         """
-        if self._child is not None:
+        if self._started is not None:
             raise ConfigError("The manager has been started already.")
-        settings = self._settings()
+        shared = self._shared()
         ours, theirs = self._context.Pipe()
-        child = self._context.Process(
+        settings, own_folder = self._settings()
+        process = self._context.Process(
             target=_serve,
             args=(
                 (ours, theirs),
                 settings,
                 self._given_key,
-                self._shared(),
-                self._own_folder,
+                shared,
+                own_folder,
                 initializer,
                 initargs,
             ),
             name=f"{type(self).__name__}-server",
         )
         try:
-            child.start()
+            process.start()
         except BaseException:
-            self.shutdown()
+            ours.close()
+            _remove(own_folder)
             raise
-        theirs.close()
-        self._child = child
-        # Also run when this manager is collected, and before this process ends.
-        self._end_child = multiprocessing.util.Finalize(
-            self, _end, args=(child, ours, self._stop_timeout_s + 5), exitpriority=0
+        finally:
+            theirs.close()
+        self._started = _StartedServer(
+            process, ours, own_folder, self._stop_timeout_s + 5
         )
+        self._data_dir = settings.data_dir
         self._where = self._await_child(ours)
         self._client = self._make_client()
+        # As long as there is a handle there is somebody who may call.
+        self._client.keeps = self._started
 
     def _await_child(self, pipe: Connection) -> Address:
         try:
@@ -215,17 +278,15 @@ class StateManager(multiprocessing.managers.BaseManager):
     def shutdown(self) -> None:  # type: ignore[override]
         """Stop the process that ``start`` made; without one, only disconnect."""
         self.close()
-        if self._end_child is not None:
-            self._end_child()
-            self._end_child = self._child = None
-        if self._own_folder is not None:
-            shutil.rmtree(self._own_folder, ignore_errors=True)
-            self._own_folder = None
+        if self._started is not None:
+            self._started.end()
+            self._started = None
+            self._where, self._data_dir = self._given_address, self._given_folder
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the process that ``start`` made."""
-        if self._child is not None:
-            self._child.join(timeout)
+        if self._started is not None:
+            self._started.process.join(timeout)
 
     def close(self) -> None:
         """Close this manager's connections; the server goes on."""
@@ -235,7 +296,7 @@ class StateManager(multiprocessing.managers.BaseManager):
 
     def __enter__(self) -> StateManager:
         """Start a server, unless connected to one."""
-        if self._client is None and self._child is None:
+        if self._client is None and self._started is None:
             self.start()
         return self
 
@@ -257,15 +318,23 @@ class StateManager(multiprocessing.managers.BaseManager):
             data_dir=self._data_dir,
         )
 
-    def _settings(self) -> ManagerSettings:
-        if self._data_dir is None:
-            self._own_folder = Path(tempfile.mkdtemp(prefix="state-server-"))
-            self._data_dir = self._own_folder
-        return ManagerSettings(
-            data_dir=self._data_dir,
-            address=None if self._where is None else str(self._where),
+    def _settings(self) -> tuple[ManagerSettings, Path | None]:
+        """Return the settings of a new server, and its temporary folder, if any."""
+        folder, own_folder = self._given_folder, None
+        if folder is None:
+            folder = own_folder = Path(tempfile.mkdtemp(prefix="state-server-"))
+            key = self._given_key
+            # For handles that are unpickled in other processes. What a file cannot
+            # hold is left to those that inherit the key.
+            if key is not None and key == key.strip(b"\r\n"):
+                write_whole(own_folder / "authkey", key)
+        settings = ManagerSettings(
+            data_dir=folder,
+            address=None if self._given_address is None else str(self._given_address),
             drain_timeout_s=self._stop_timeout_s,
+            allow_wildcard=self._allow_wildcard,
         )
+        return settings, own_folder
 
     def _shared(self) -> Catalogue:
         """Return the classes of ``share`` and those registered with this class."""
@@ -285,7 +354,15 @@ def _registered(cls: type) -> dict[str, Any]:
     return vars(cls)["_state_server_registered"]  # type: ignore[no-any-return]
 
 
-def _end(child: Any, leash: Connection, timeout_s: float) -> None:
+def _end_service(service: Service, own_folder: Path | None) -> None:
+    """Stop the server of this process."""
+    service.stop()
+    _remove(own_folder)
+
+
+def _end_process(
+    process: Any, leash: Connection, own_folder: Path | None, timeout_s: float
+) -> None:
     """Tell the server's process to stop, and wait until it has."""
     try:
         leash.send_bytes(b"stop")
@@ -293,10 +370,17 @@ def _end(child: Any, leash: Connection, timeout_s: float) -> None:
         # It has ended already; nothing is left but to collect it.
         pass
     leash.close()
-    child.join(timeout_s)
-    if child.is_alive():
-        child.kill()
-        child.join()
+    process.join(timeout_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    # It has removed its folder, unless it was killed.
+    _remove(own_folder)
+
+
+def _remove(own_folder: Path | None) -> None:
+    if own_folder is not None:
+        shutil.rmtree(own_folder, ignore_errors=True)
 
 
 def _serve(
@@ -322,16 +406,16 @@ def _serve(
             address = service.start()
         except Exception as error:
             # The border of the child's life: the parent is told, and raises it.
-            ours.send(("failed", f"{type(error).__name__}: {error}"))
+            said = str(error) if isinstance(error, ConfigError) else repr(error)
+            ours.send(("failed", said))
             return
         ours.send(("ready", str(address)))
         _stop_when_let_go(ours, service.request_stop)
         service.wait()
-        service.stop()
     finally:
-        if own_folder is not None:
-            # The parent may be dead.
-            shutil.rmtree(own_folder, ignore_errors=True)
+        service.stop()
+        # The parent may be dead.
+        _remove(own_folder)
 
 
 def _stop_when_let_go(leash: Connection, stop: Callable[[], None]) -> None:

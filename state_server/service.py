@@ -235,8 +235,8 @@ class Service:
             self._listener.close()
             self._listener = None
             if self.address is not None and self.address.path is not None:
-                Path(self.address.path).unlink(missing_ok=True)
-            (self._settings.data_dir / ADDRESS_FILE).unlink(missing_ok=True)
+                _remove(Path(self.address.path))
+            _remove(self._settings.data_dir / ADDRESS_FILE)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -482,14 +482,24 @@ def _key(settings: ManagerSettings) -> bytes:
     key = configuration.read_authkey(settings, os.environ)
     if key is None:
         path = settings.authkey_file or settings.data_dir / KEY_FILE
-        key = make_key_file(path)
+        key = _new_key(path)
         log.info("A new key was written to %s.", path)
     return key
 
 
 def _admin_key(data_dir: Path) -> bytes:
     path = data_dir / ADMIN_KEY_FILE
-    return configuration.read_key_file(path) or make_key_file(path)
+    return configuration.read_key_file(path) or _new_key(path)
+
+
+def _new_key(path: Path) -> bytes:
+    try:
+        return make_key_file(path)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"The key file {path} is a link that leads nowhere; delete it so that the "
+            "manager makes a key."
+        ) from error
 
 
 def _write_address(data_dir: Path, address: Address) -> None:
@@ -505,3 +515,11 @@ def _write_address(data_dir: Path, address: Address) -> None:
 def _limits(record: type[Limits], settings: ManagerSettings) -> Limits:
     """Return the limits of one room, each of which is a setting of the same name."""
     return record(**{name: getattr(settings, name) for name in record._fields})
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # What is given back after it is worth more than the file.
+        log.warning("%s cannot be removed: %s.", path, error)

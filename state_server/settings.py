@@ -474,10 +474,10 @@ def read_address_file(data_dir: Path) -> str | None:
         return path.read_text().strip() or None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"The address of the manager cannot be read: {error}. A data folder is "
-            "private: run as its owner, or give an address and a key "
+            f"The manager's address in {path.absolute()} cannot be read: {error}. A "
+            "data folder is private: run as its owner, or give an address and a key "
             f"({variable('ADDRESS')}, {variable('AUTHKEY_FILE')})."
         ) from error
 

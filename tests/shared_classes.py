@@ -163,6 +163,11 @@ class Trouble:
         self.ran += 1
         raise KeyError("room-7", 3)
 
+    def raise_group(self) -> None:
+        """Raise an error that Python 3.10 does not have."""
+        self.ran += 1
+        raise ExceptionGroup("both", [KeyError("k"), ValueError("v")])  # noqa: F821
+
     def raise_own(self) -> None:
         """Raise an error whose constructor wants two arguments."""
         self.ran += 1

@@ -839,6 +839,7 @@ def test_connect_connects_to_nothing() -> None:
         ({"data_dir": 5}, "A data folder is a path, not 5"),
         ({"authkey": b""}, "empty"),
         ({"authkey": ""}, "empty"),
+        ({"authkey": 5}, "bytes or text"),
     ],
 )
 def test_connect_refuses_what_does_not_fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,14 @@ import pytest
 
 from state_server import codec, handshake, wire
 from state_server.engine.conversation import Answer, Conversation, Manners
-from state_server.errors import Denied, NotAllowed, Refused, StateServerError
-from state_server.messages import Call, Lane
+from state_server.errors import (
+    Denied,
+    NotAllowed,
+    NotShared,
+    Refused,
+    StateServerError,
+)
+from state_server.messages import Call, Lane, Reference
 
 from .fakes import BOOT_ID, Desk, FakeConnection, code_of, heard, lane_of
 
@@ -431,7 +438,10 @@ def test_create_names_an_object_and_makes_none(
     """The id of an object is its name, and its methods are those of the contract."""
     answer = stock_line.say(stock_frame(None, "create", "Room", *args))
 
-    assert stock_reply(answer) == ("#RETURN", (identity, ("__len__", "say")))
+    assert stock_reply(answer) == (
+        "#RETURN",
+        (identity, ("__iter__", "__len__", "say")),
+    )
     assert stock_line.desk.host.status()["objects"] == 0
 
 
@@ -527,6 +537,45 @@ def test_replies_to_stock_calls_are_spelled_for_stock_clients(
     assert kind == "#TRACEBACK"
     kind, text = codec.decode(form.refused(call, Refused("no")))
     assert (kind, text.strip()) == ("#TRACEBACK", "state_server.errors.Refused: no")
+
+
+@pytest.mark.parametrize("count", [0, 3, 50_000])
+def test_stock_clients_get_iterators_over_snapshots(
+    stock_line: Line, count: int
+) -> None:
+    """What ``__iter__`` of a stock proxy returns is handed to ``iter`` as it is."""
+    line = accepted(stock_line)
+    call = line.say(stock_frame("Room/default", "__iter__"))
+    assert isinstance(call, Call)
+    items = [f"item {number}" for number in range(count)]
+
+    reply = bytes(line.conversation.form.done(call, items))
+    # By the C unpickler, and by the one in Python, which reads frames by itself.
+    for load in (pickle.loads, pickle._loads):  # type: ignore[attr-defined]
+        kind, iterator = load(reply)
+        assert kind == "#RETURN"
+        assert type(iterator) is type(iter([]))
+        assert list(iterator) == items
+
+
+def test_stock_clients_get_a_proxy_of_an_object_that_is_returned(
+    stock_line: Line,
+) -> None:
+    """They could not read a handle; one of a class that is not shared is refused."""
+    line = accepted(stock_line)
+    call = line.say(stock_frame("Room/default", "say"))
+    assert isinstance(call, Call)
+    form = line.conversation.form
+
+    kind, (exposed, token) = pickle.loads(
+        form.done(call, Reference("Room", "k/\ud800"))
+    )
+    assert (kind, exposed) == ("#PROXY", ("__iter__", "__len__", "say"))
+    assert (token.typeid, token.id) == ("Room", "Room/k/\ud800")
+    with pytest.raises(NotAllowed, match="as a result only"):
+        form.done(call, [Reference("Room", "k")])
+    with pytest.raises(NotShared):
+        form.done(call, Reference("Nobody", "k"))
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,18 @@ def test_a_folder_is_no_obstacle_where_it_cannot_be_synced(
     data_folder.sync(tmp_path / "address")
 
     assert (tmp_path / "address").read_bytes() == b"tcp://h:1\n"
+
+
+def test_a_lock_that_is_given_back_twice_closes_no_other_file(tmp_path: Path) -> None:
+    """As in a child of a child of the manager's process: each lets go of it."""
+    lock = DataDirLock(tmp_path)
+    lock.release()
+    reader, writer = os.pipe()
+    try:
+        lock.release()
+
+        assert os.write(writer, b"still open") == 10
+        assert os.read(reader, 99) == b"still open"
+    finally:
+        os.close(reader)
+        os.close(writer)

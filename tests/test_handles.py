@@ -42,7 +42,6 @@ class FakeCaller:
         self.calls: list[tuple[Any, ...]] = []
         self.described: list[bool] = []
         self.location = location
-        self.restore: Callable[..., Handle] = restore
 
     def call(
         self,
@@ -54,6 +53,12 @@ class FakeCaller:
         """Write one call down, and answer it."""
         self.calls.append((*target, args, kwargs, timeout_s))
         return self.answers.pop(0) if self.answers else None
+
+    def reduced(
+        self, class_name: str, key: str, timeout_s: float | None
+    ) -> tuple[Callable[..., Handle], tuple[Any, ...]]:
+        """Return what a handle is pickled as."""
+        return restore, (*self.location, class_name, key, timeout_s)
 
     def contract(
         self, class_name: str, *, again: bool = False, timeout: float | None = None

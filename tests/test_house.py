@@ -98,7 +98,12 @@ DOORS = {
     "cachelib": {"integrations.region_cache", "integrations.serializers"},
     "limits": {"integrations.limits"},
     "waitress": {"web.server"},
-    "multiprocessing": {"manager", "web.stock_process", "web.variants.stock_manager"},
+    "multiprocessing": {
+        "client",
+        "manager",
+        "web.stock_process",
+        "web.variants.stock_manager",
+    },
     "subprocess": {"web.children"},
     "socket": {
         "client.stream",

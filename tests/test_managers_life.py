@@ -6,6 +6,7 @@ Scenarios also run against the standard library's manager, which must show the p
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -581,7 +582,7 @@ def live_and_end(side: Side, method: str) -> Any:
     import multiprocessing
 
     with OurManager(ctx=multiprocessing.get_context(method)) as manager:
-        pid, folder = manager._child.pid, str(manager._own_folder)
+        pid, folder = server_of(manager)
         numbers = [
             manager.Tally().query(),
             manager.Tally().query(),
@@ -598,7 +599,14 @@ def start_and_leave(side: Side) -> Any:
     manager.Tally().query()
     # Kept by this module, so that it is not collected before the end.
     globals()["kept"] = manager
-    return manager._child.pid, str(manager._own_folder)
+    return server_of(manager)
+
+
+def server_of(manager: StateManager) -> tuple[int, str]:
+    """Return the process that a manager has started, and its temporary folder."""
+    started = manager._started
+    assert started is not None
+    return started.process.pid, str(started.own_folder)
 
 
 def start_and_be_killed(side: Side) -> None:
@@ -608,7 +616,7 @@ def start_and_be_killed(side: Side) -> None:
     manager.start()
     manager.Tally().query()
     if side.ours:
-        pid, folder = manager._child.pid, manager._own_folder
+        pid, folder = server_of(manager)
     else:
         pid, folder = manager._process.pid, Path(manager.address).parent
     (side.folder / "started.new").write_text(f"{pid} {folder}")
@@ -662,6 +670,173 @@ def test_killed_launcher(tmp_path: Path) -> None:
             for path in Path(folder).iterdir():
                 path.unlink()
             Path(folder).rmdir()
+
+
+def start_again(side: Side) -> Any:
+    """Start a manager, end it, and do both once more."""
+    manager = OurManager()
+    found = []
+    for _ in range(2):
+        manager.start()
+        found.append((manager.Tally().query(), *server_of(manager)))
+        manager.shutdown()
+    return found
+
+
+def test_a_manager_can_be_started_again(tmp_path: Path) -> None:
+    """After a shutdown a manager starts anew, and nothing is left of either time."""
+    outcome = run_bounded(Side(True, "", b"", 0, tmp_path), start_again)
+    assert not outcome.error, outcome
+    for number, pid, folder in outcome.value:
+        assert number == 1
+        assert not is_alive(pid)
+        assert not Path(folder).exists()
+
+
+def keep_only_a_handle(side: Side) -> Any:
+    """Let go of a manager while there is a handle; then of the handle as well."""
+    manager = OurManager()
+    manager.start()
+    pid, folder = server_of(manager)
+    handle = manager.Tally()
+    del manager
+    gc.collect()
+    numbers = [handle.query(), handle.query()]
+    del handle
+    gc.collect()
+    return numbers, is_alive(pid), Path(folder).exists()
+
+
+def test_a_handle_keeps_its_manager(tmp_path: Path) -> None:
+    """A server that a manager started lives while somebody can call it.
+
+    A function may start a manager and return one of its objects.
+    """
+    outcome = run_bounded(Side(True, "", b"", 0, tmp_path), keep_only_a_handle)
+    assert outcome.value == ([1, 2], False, False), outcome
+
+
+def fail_to_start(side: Side) -> str:
+    """Start a manager whose initializer fails; return the error."""
+    import multiprocessing
+
+    # A forked child ends before Python would look for what was left open.
+    manager = OurManager(ctx=multiprocessing.get_context("spawn"))
+    try:
+        manager.start(int, ("no number",))
+    except ConfigError as error:
+        return str(error)
+    return "it started"
+
+
+def test_failed_initializer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher learns why; the child leaves nothing that Python would warn of."""
+    monkeypatch.setenv("PYTHONWARNINGS", "always")
+    outcome = run_bounded(Side(True, "", b"", 0, tmp_path), fail_to_start)
+    assert "no number" in outcome.value, outcome
+    assert outcome.noise == ""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("key", [b"given", b"binary\n\x00\n"])
+def test_handles_find_the_key_in_children(
+    tmp_path: Path, method: str, key: bytes
+) -> None:
+    """A handle works in every child that it is given to, wherever its key came from.
+
+    Its key may be known to this process only, and not to the child's environment.
+    """
+    side = Side(True, "", key, 0, tmp_path)
+    outcome = run_bounded(side, count_with_given_handles, method)
+    assert outcome.value == list(range(1, 7 if method == "fork" else 5)), outcome
+
+
+def count_with_given_handles(side: Side, method: str) -> list[int]:
+    """Count in children that get handles as an argument, and in a pool's workers."""
+    import multiprocessing
+
+    context = multiprocessing.get_context(method)
+    numbers: list[int] = []
+    with OurManager(authkey=side.key, ctx=context) as manager:
+        remote = OurManager(manager.address, side.key)
+        remote.connect()
+        for handle in (manager.Tally(), remote.Tally()):
+            numbers.append(pickle.loads(pickle.dumps(handle)).query())
+            queue = context.SimpleQueue()
+            child = context.Process(target=query_into, args=(handle, queue))
+            child.start()
+            numbers.append(queue.get())
+            child.join()
+            if method == "fork":
+                with context.Pool(1) as pool:
+                    numbers.append(pool.apply(query, (handle,)))
+        remote.close()
+    return numbers
+
+
+def query(handle: Any) -> int:
+    """Count once, in a worker that was given a handle."""
+    return handle.query()  # type: ignore[no-any-return]
+
+
+def query_into(handle: Any, queue: Any) -> None:
+    """Count once, in a child that was given a handle."""
+    queue.put(handle.with_options(timeout=5).query())
+
+
+def test_handles_find_the_key_of_a_started_manager_in_spawned_workers(
+    tmp_path: Path,
+) -> None:
+    """A given key is also in the folder that the manager made for itself.
+
+    The workers of a pool get their tasks through a pipe, in which no key is sent.
+    """
+    side = Side(True, "", b"given", 0, tmp_path)
+    outcome = run_bounded(side, count_in_a_spawned_pool)
+    assert outcome.value == 1, outcome
+
+
+def count_in_a_spawned_pool(side: Side) -> Any:
+    """Count in a worker that was spawned before it was given a handle."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    with OurManager(authkey=side.key) as manager, context.Pool(1) as pool:
+        return pool.apply(query, (manager.Tally().with_options(timeout=5),))
+
+
+def test_call_forms_of_a_registered_name() -> None:
+    """Arguments for a constructor are refused with what to do instead of them."""
+    manager = OurManager(authkey=b"key")
+    forms: list[Callable[[], Any]] = [
+        lambda: manager.Tally(5),
+        lambda: manager.Tally("key", 5),
+        lambda: manager.Tally(start=5),
+    ]
+    for form in forms:
+        with pytest.raises(state_server.Refused, match="register 'Tally' with a func"):
+            form()
+    with pytest.raises(ConfigError, match="3"):
+        OurManager.register("Wrong", 3)  # type: ignore[arg-type]
+
+
+def test_keys_and_addresses_of_a_manager(tmp_path: Path) -> None:
+    """An empty key and an unknown form are refused; a wildcard needs a yes."""
+    with pytest.raises(ConfigError, match="empty"):
+        OurManager(authkey=b"")
+    for address in (5, ["127.0.0.1", 0], b"/tmp/s", ("127.0.0.1",)):
+        with pytest.raises(ConfigError, match="address"):
+            OurManager(address=address)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="allow_wildcard"):
+        OurManager(("", 0), "key", data_dir=tmp_path / "var").get_server()
+    manager = OurManager(("", 0), "key", data_dir=tmp_path / "var", allow_wildcard=True)
+    server = manager.get_server()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    with state_server.connect(("127.0.0.1", manager.address[1]), "key") as client:  # type: ignore[index, arg-type]
+        assert client.get("Tally").query() == 1
+    server.stop()
+    thread.join()
 
 
 def test_parent_pipe(tmp_path: Path) -> None:
@@ -756,6 +931,34 @@ def test_serve_forever(tmp_path: Path) -> None:
     finally:
         server.kill()
         server.wait()
+
+
+def test_a_server_leaves_no_folder() -> None:
+    """A server with a temporary folder removes it at its end, and not before.
+
+    Whether it served, or was collected without; a connected client leaves it alone.
+    """
+    manager = OurManager()
+    server = manager.get_server()
+    folder = Path(str(server.address)).parent
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    manager.connect()
+    assert manager.Tally().query() == 1
+    manager.shutdown()
+    assert folder.exists()
+    with state_server.connect(data_dir=folder) as client:
+        assert client.get("Tally").query() == 2
+    server.stop()
+    thread.join()
+    assert not folder.exists()
+
+    server = manager.get_server()
+    folder = Path(str(server.address)).parent
+    assert folder.exists()
+    del server
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_registered_name_does_not_shadow(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: Runs in the other interpreter: nothing of ours may be imported there.
 CLIENT = r"""
 import json, sys, datetime, decimal
-from multiprocessing.managers import BaseManager, RemoteError
+from multiprocessing.managers import BaseManager, DictProxy, RemoteError
 
 address, key, task, count = json.loads(sys.argv[1])
 address = tuple(address) if isinstance(address, list) else address
@@ -36,6 +36,13 @@ for name in ("Counter", "Echo", "Trouble", "Basket", "Room", "SomeObj", "Missing
     Manager.register(name)
 manager = Manager(address=address, authkey=key.encode())
 manager.connect()
+
+class Typed(BaseManager):
+    pass
+
+Typed.register("Room", proxytype=DictProxy)
+typed = Typed(address=address, authkey=key.encode())
+typed.connect()
 
 def attempt(call, *args):
     try:
@@ -66,6 +73,10 @@ else:
         "still": attempt(echo.echo, "fine"),
         "basket": [basket.add("x"), basket.items()],
         "room": sorted(manager.Room().words()),
+        "iterated": [sorted(manager.Room()), sorted(typed.Room())],
+        "group": attempt(trouble.raise_group),
+        "returned": echo.echo(other).query() - other.query(),
+        "nested": attempt(echo.echo, [other]),
         "hidden": [attempt(lambda: manager.Room().reveal()),
                    attempt(lambda: manager.Room()._callmethod("reveal")),
                    attempt(lambda: basket._getvalue())],
@@ -164,6 +175,14 @@ def test_stock_client(manager: ManagerProcess, version: str) -> None:
     assert found["still"] == "'fine'"
     assert found["basket"][1][-1] == "x"
     assert found["room"] == ["a", "b"]
+    assert found["iterated"] == [["a", "b"], ["a", "b"]]
+    if sys.version_info >= (3, 11):
+        # The bare answer of a 3.11 client is that of a 3.10 one, which has no groups.
+        sort = "RemoteError" if version in ("3.10", "3.11") else "ExceptionGroup"
+        assert found["group"].startswith(f"{sort}|"), found["group"]
+        assert "both" in found["group"]
+    assert found["returned"] == -1
+    assert "can be given one as a result only" in found["nested"]
     assert all("reveal" in text or "Error|" in text for text in found["hidden"])
     assert "never sent" not in str(found)
     assert "No class is shared as 'Missing'" in found["missing"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import state_server
 from state_server.data_folder import lock_holder
 from state_server.errors import ConfigError, Overloaded
 from state_server.service import Service
@@ -357,3 +358,55 @@ def test_a_check_draws_no_hash_seed(tmp_path: Path) -> None:
     result = command(manager, "check", "--objects", "diary")
     assert result.returncode == 0, result.stderr
     assert not (manager.data_dir / "hashseed").exists()
+
+
+# What is in the data folder already -------------------------------------------------
+
+
+def test_a_relative_address_is_good_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients read it in folders of their own, and a method may leave the first one."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = ManagerSettings(data_dir=tmp_path / "var", address="s.sock", memory=True)
+    with Service(settings) as service:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert service.address is not None
+        assert service.address.path == str(tmp_path / "s.sock")
+        with state_server.connect(data_dir=tmp_path / "var", timeout=10) as client:
+            assert client.ping() > 0
+    assert not (tmp_path / "s.sock").exists()
+
+
+def test_a_folder_with_a_percent_sign_is_found(tmp_path: Path) -> None:
+    """The address in it is a URL, in which that sign has a meaning of its own."""
+    folder = tmp_path / "50%20"
+    with (
+        Service(ManagerSettings(data_dir=folder, memory=True)),
+        state_server.connect(data_dir=folder, timeout=10) as client,
+    ):
+        assert client.ping() > 0
+
+
+@pytest.mark.parametrize("name", ["authkey", "adminkey"])
+def test_a_key_that_is_a_link_to_nowhere_is_a_config_error(
+    tmp_path: Path, name: str
+) -> None:
+    """The operator learns which file it is, and nothing is left locked."""
+    folder = tmp_path / "var"
+    folder.mkdir(mode=0o700)
+    (folder / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=f"{name} is a link that leads nowhere"):
+        Service(ManagerSettings(data_dir=folder, memory=True)).start()
+    assert lock_holder(folder) is None
+
+
+def test_an_address_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
+    """What cannot be removed either does not hide the reason, nor keep the lock."""
+    folder = tmp_path / "var"
+    (folder / "address").mkdir(parents=True)
+    folder.chmod(0o700)
+    with pytest.raises(ConfigError, match="address cannot be written"):
+        Service(ManagerSettings(data_dir=folder, memory=True)).start()
+    assert lock_holder(folder) is None

@@ -377,6 +377,8 @@ def test_class_that_is_not_shared_has_no_name() -> None:
     """The refusal names the class and three remedies."""
     with pytest.raises(NotShared, match=r"Base is not shared.*@share.*share\(\)"):
         Catalogue().name_of(Base)
+    with pytest.raises(NotShared, match="not by 5"):
+        Catalogue().name_of(5)  # type: ignore[arg-type]
 
 
 def test_copy_is_added_to_on_its_own() -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing.context
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast, overload
 
@@ -114,9 +116,15 @@ def connect(
     if settings.address is not None:
         parse_address(settings.address)
     key = authkey.encode() if isinstance(authkey, str) else authkey
+    if key is not None and not isinstance(key, bytes | bytearray):
+        kind = type(key).__qualname__
+        raise ConfigError(f"The authkey given is of type {kind}; it is bytes or text.")
     if key is not None and not key:
         raise ConfigError("The authkey given is empty.")
-    return Client(settings, key, admin=admin)
+    client = Client(settings, key, admin=admin)
+    if key is not None:
+        _with_key[client.location] = client
+    return client
 
 
 def _tell_unknown_variables() -> None:
@@ -140,6 +148,8 @@ class Client:
         self._settings = settings
         self._key = key
         self._admin = admin
+        #: What must not be collected while this client, or a handle of it, is used.
+        self.keeps: object = None
         self._pool = Pool(self._dial, settings.client_connections_max)
         self._contracts: dict[str, Contract] = {}
         self._handles: dict[tuple[type | str, str, float | None], Handle] = {}
@@ -228,10 +238,17 @@ class Client:
         """Return the address, if one was given, and the data folder."""
         return self._settings.address, str(self._settings.data_dir.absolute())
 
-    @property
-    def restore(self) -> Callable[..., Handle]:
-        """Return what makes a pickled handle again, in whichever process."""
-        return restore_handle
+    def reduced(
+        self, class_name: str, key: str, timeout_s: float | None
+    ) -> tuple[Callable[..., Handle], tuple[Any, ...]]:
+        """Return what a handle is pickled as: the manager's place, and a name.
+
+        The key is left out, but for a child process that ``multiprocessing`` is
+        starting with it: nobody else reads that, and the child may have no other way.
+        """
+        is_for_child = multiprocessing.context.get_spawning_popen() is not None
+        authkey = self._key if is_for_child else None
+        return restore_handle, (*self.location, class_name, key, timeout_s, authkey)
 
     def contract(
         self, class_name: str, *, again: bool = False, timeout: float | None = None
@@ -469,8 +486,15 @@ def _refuse_to_wait_for_oneself(link: Link) -> None:
         )
 
 
-_restored: dict[tuple[str | None, str], Client] = {}
+Place = tuple[str | None, str]
+
+#: The clients of the handles that were unpickled in this process.
+_restored: dict[Place, Client] = {}
 _restored_lock = threading.RLock()
+
+#: The clients of this process that were given their key. Handles that are unpickled
+#: here, or in a child that was forked from here, find it there.
+_with_key: weakref.WeakValueDictionary[Place, Client] = weakref.WeakValueDictionary()
 
 
 def _after_fork_in_child() -> None:
@@ -489,11 +513,19 @@ def restore_handle(
     class_name: str,
     key: str,
     timeout_s: float | None,
+    authkey: bytes | None = None,
 ) -> Handle:
-    """Return the handle that was pickled; one client for each manager and process."""
+    """Return the handle that was pickled; one client for each manager and process.
+
+    ``authkey``: the key, if it was pickled as well.
+    """
+    place = (address, data_dir)
     with _restored_lock:
-        client = _restored.get((address, data_dir))
-        if client is None:
-            client = connect(address, data_dir=data_dir)
-            _restored[address, data_dir] = client
+        model = _with_key.get(place)
+        if authkey is None and model is not None:
+            authkey = model._key
+        client = _restored.get(place)
+        if client is None or (authkey is not None and client._key != authkey):
+            client = connect(address, authkey, data_dir=data_dir)
+            _restored[place] = client
     return Handle(client, class_name, key, timeout_s)

@@ -33,9 +33,10 @@ class Caller(Protocol):
     def location(self) -> tuple[str | None, str]:
         """Return the address, if one was given, and the data folder."""
 
-    @property
-    def restore(self) -> Callable[..., Handle]:
-        """Return what makes a pickled handle again, in whichever process."""
+    def reduced(
+        self, class_name: str, key: str, timeout_s: float | None
+    ) -> tuple[Callable[..., Handle], tuple[Any, ...]]:
+        """Return what a handle is pickled as."""
 
 
 class RemoteMethod:
@@ -216,8 +217,7 @@ class Handle:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as address and name; the key is found where it is unpickled."""
-        arguments = (*self._caller.location, self._class_name, self._key)
-        return self._caller.restore, (*arguments, self._timeout_s)
+        return self._caller.reduced(self._class_name, self._key, self._timeout_s)
 
 
 def _named(handle: Handle) -> tuple[str, str]:

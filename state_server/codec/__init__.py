@@ -39,6 +39,7 @@ from .refusals import Foreign, refusal
 from .small_pickles import SMALL_BYTES_MAX, is_small, is_tiny
 from .spellings import may_travel, references, spelling
 from .stock_arrays import Recorded
+from .stock_replies import iterator_reply, proxy_reply
 from .walk import checked_walk
 
 __all__ = [
@@ -53,7 +54,10 @@ __all__ = [
     "decode_measured",
     "encode",
     "encode_with_buffers",
+    "iterator_reply",
     "may_travel",
+    "proxy_reply",
+    "reference_of",
     "register_reference",
 ]
 
@@ -192,6 +196,14 @@ def allowed_class(module: str, qualname: str) -> type | None:
 def register_reference(cls: type, describe: Callable[[Any], tuple[str, str]]) -> None:
     """Encode values of ``cls`` (a handle) as a ``Reference``: class name and key."""
     references[cls] = describe
+
+
+def reference_of(value: object) -> Reference | None:
+    """Return the reference that a value is or stands for, or ``None``."""
+    if isinstance(value, Reference):
+        return value
+    describe = references.get(type(value))
+    return None if describe is None else Reference(*describe(value))
 
 
 def _small(value: object, limits: ValueLimits) -> bytes | None:

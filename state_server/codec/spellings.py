@@ -55,7 +55,7 @@ def spelling(writer: WriteContext, value: Any) -> Any:
         return NotImplemented
     for base in kind.__mro__:
         if base in references:
-            return Reference, tuple(references[base](value))
+            return _spell_reference(writer, Reference(*references[base](value)))
         package = _package(base)
         if package is not None:
             return package(writer, value)
@@ -129,8 +129,12 @@ def _spell_plainly(_writer: object, _value: object) -> Any:
     return NotImplemented
 
 
-def _spell_reference(_writer: object, value: Reference) -> Any:
-    """Spell a reference as a call of its class."""
+def _spell_reference(writer: WriteContext, value: Reference) -> Any:
+    """Spell a reference as a call of its class, which stock clients do not have."""
+    if writer.stock:
+        raise Foreign(
+            value, "a client of the standard library can be given one as a result only"
+        )
     return Reference, tuple(value)
 
 

@@ -53,7 +53,6 @@ class OwnForm:
 
 
 OWN_FORM = OwnForm()
-STOCK_FORM = stock.StockForm()
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,10 @@ class Conversation:
             return self._greet(payload)
         if payload[:1] == bytes((wire.MARK,)):
             raise NotAllowed("An own frame came before the first one.")
-        self.form = STOCK_FORM
+        # A bare answer is one of Python 3.10 or 3.11.
+        self.form = stock.StockForm(
+            self._manners.host.describe, is_old=self._handshake.bare
+        )
         return self._hear_stock_verb(payload)
 
     # Our own clients -----------------------------------------------------------------

@@ -25,8 +25,8 @@ from ..errors import (
 from ..messages import DEFAULT_KEY, Call, Contract, Payload
 
 #: What the exposed names of a stock proxy may not hold: the stock proxy would define
-#: these on itself and break (``__iter__`` must return an iterator, ours is a list).
-_NOT_FOR_PROXIES = frozenset({"__iter__", "__bool__"})
+#: it on itself, and ask the manager whenever somebody asks whether there is a proxy.
+_NOT_FOR_PROXIES = frozenset({"__bool__"})
 
 #: Longest names, in characters; our own frames have no room for longer ones. Errors,
 #: lines of the log and tables of the manager hold names.
@@ -34,11 +34,29 @@ _NAME_LENGTH_MAX = 255
 _KEY_LENGTH_MAX = 65_535
 
 
+#: Errors that Python 3.10 does not have.
+_YOUNG_ERRORS = frozenset({"BaseExceptionGroup", "ExceptionGroup"})
+
+
 class StockForm:
-    """Replies as a stock client reads them."""
+    """Replies as a stock client reads them.
+
+    ``describe``: tells what a class offers. ``is_old``: the client may be one of Python
+    3.10.
+    """
+
+    def __init__(self, describe: Callable[[str], Contract], *, is_old: bool) -> None:
+        self._describe = describe
+        self._is_old = is_old
 
     def done(self, call: Call, value: object) -> bytes:
         """Return the reply that carries ``value``."""
+        reference = codec.reference_of(value)
+        if reference is not None:
+            exposed = _exposed(self._describe(reference.class_name))
+            return codec.proxy_reply(*reference, codec.encode(exposed))
+        if call.method == "__iter__":
+            return codec.iterator_reply(codec.encode(value, stock=True))
         return codec.encode(("#RETURN", value), stock=True)
 
     def refused(self, call: Call, error: StateServerError) -> bytes:
@@ -51,7 +69,8 @@ class StockForm:
         A class of the user's own travels only if it survives the journey here: the
         client unpickles blindly and would show a TypeError in its place.
         """
-        if isinstance(error, Exception):
+        is_known = not (self._is_old and type(error).__name__ in _YOUNG_ERRORS)
+        if isinstance(error, Exception) and is_known:
             try:
                 payload = codec.encode(("#ERROR", error), stock=True)
                 if type(codec.decode(payload)[1]) is type(error):
