@@ -27,7 +27,8 @@ from state_server.sharing import Catalogue, describe_class, readonly
 from state_server.store import SqliteStore, StoreFile
 
 from .durable_classes import KINDS, Count, DurableDesk, FakeStore
-from .fakes import FakeClock, FakeConnection, code_of, make_call
+from .fakes import PATIENCE_S, FakeClock, FakeConnection, code_of, make_call
+from .processes import wait_until
 
 
 def _name(cls: type) -> str:
@@ -1024,3 +1025,37 @@ def test_a_migrated_journal_begins_with_an_image(tmp_path: Path) -> None:
     host = host_of(Newer, 2)
     assert visit(host, "a") == 105
     host.stop()
+
+
+def test_a_disk_that_hangs_does_not_hold_up_a_stop_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Images are written while there is time; then the rest is named in the log."""
+    path, is_open = tmp_path / "state.db", threading.Event()
+    host, store = journal_host(path, FakeClock())
+    for key in ("a", "b"):
+        assert [visit(host, key), visit(host, key)] == [1, 2]
+    store.close()
+    host, store = journal_host(path, FakeClock())
+    commit = store.commit
+
+    def hang(*args: Any) -> None:
+        assert is_open.wait(PATIENCE_S)
+        commit(*args)
+
+    monkeypatch.setattr(store, "commit", hang)
+    clock = host._clock
+
+    def later() -> float:
+        """Have time pass with each look at the clock."""
+        clock.advance(0.05)  # type: ignore[attr-defined]
+        return clock()
+
+    monkeypatch.setattr(host, "_clock", later)
+    stopping = threading.Thread(target=host.stop, args=(0.1,))
+    stopping.start()
+    wait_until(lambda: "1 objects keep their journalled calls" in caplog.text)
+    is_open.set()
+    stopping.join(PATIENCE_S)
+    assert not stopping.is_alive()
+    assert journalled_in(path) == ["b"]

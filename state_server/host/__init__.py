@@ -157,23 +157,32 @@ class Host:
                 with self._lock:
                     found = self._residents.get(name)
                     resident = found or self._residents.add(name, shared)
-                if resident.current is not None:
+                if resident.current is not None or not self._is_settled(
+                    resident, deadline
+                ):
+                    left += 1
                     continue
                 assert isinstance(resident.keeper, JournalKeeper), resident
                 self._write_image(resident, resident.keeper)
-                if resident.batch is not None:
-                    # One image at a time: together they may be more than memory holds.
-                    committer.wait_for(resident.batch)
+                # One image at a time: together they may be more than memory holds.
+                self._is_settled(resident, deadline)
                 resident.keeper.drop()
         except StoreError as error:
             log.warning("Images of journalled objects were not written: %s", error)
         if left:
             log.warning(
-                "%d objects keep their journalled calls, as there was no time left to "
-                "write images of them (drain_timeout_s). Before their class is "
-                "changed, start the manager and stop it once more.",
+                "%d objects keep their journalled calls: their methods, the disk or "
+                "their images took longer than drain_timeout_s. Before their class "
+                "is changed, start the manager and stop it once more.",
                 left,
             )
+
+    def _is_settled(self, resident: Resident, deadline: float) -> bool:
+        """Tell whether what was staged of an object is resolved; wait until then."""
+        assert self._committer is not None
+        left_s = max(0.0, deadline - self._clock())
+        batch = resident.batch
+        return batch is None or self._committer.wait_for(batch, left_s)
 
     def _write_image(self, resident: Resident, keeper: JournalKeeper) -> None:
         assert self._committer is not None

@@ -300,12 +300,16 @@ class Committer:
                 batch.waiting_bytes += len(waiting[1])
             return batch.phase
 
-    def wait_for(self, batch: Batch) -> None:
-        """Wait until a batch is committed or has failed: one commit at the most."""
+    def wait_for(self, batch: Batch, timeout_s: float | None = None) -> bool:
+        """Wait until a batch is committed or has failed: one commit at the most.
+
+        Returns whether it has. Without ``timeout_s`` this lasts as long as the disk.
+        """
         with self._lock:
             self._staged.notify()
-            while batch.phase is Phase.FILLING:
-                self._resolved.wait(1.0)
+            return self._resolved.wait_for(
+                lambda: batch.phase is not Phase.FILLING, timeout_s
+            )
 
     def forget(self, lane: bytes) -> None:
         """Forget the remembered reply of a lane, with the next commit."""
