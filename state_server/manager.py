@@ -22,7 +22,7 @@ from typing import Any, TypeVar, overload
 
 from .addresses import Address, parse_address
 from .client import Client, connect
-from .data_folder import write_whole
+from .data_folder import KEY_FILE, write_whole
 from .errors import ConfigError, Refused
 from .objects import add_ready_made
 from .service import Service, stop_on_signals
@@ -327,7 +327,7 @@ class StateManager(multiprocessing.managers.BaseManager):
             # For handles that are unpickled in other processes. What a file cannot
             # hold is left to those that inherit the key.
             if key is not None and key == key.strip(b"\r\n"):
-                write_whole(own_folder / "authkey", key)
+                write_whole(own_folder / KEY_FILE, key)
         settings = ManagerSettings(
             data_dir=folder,
             address=None if self._given_address is None else str(self._given_address),
