@@ -39,6 +39,9 @@ class StoreFile:
                 rows = self._connection.execute("select name, value from about")
                 self.about: dict[str, bytes] = dict(rows.fetchall())
                 self.schema_version = int(self.about.get("schema_version", 0))
+                seed = self.about.get("hash_seed")
+                #: What its journals are replayed under, if it has one.
+                self.hash_seed = None if seed is None else int(seed)
             except BaseException:
                 self._connection.close()
                 raise
@@ -65,12 +68,6 @@ class StoreFile:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
-
-    @property
-    def hash_seed(self) -> int | None:
-        """Return the hash seed that its journals are replayed under, if it has one."""
-        seed = self.about.get("hash_seed")
-        return None if seed is None else int(seed)
 
     def damage(self) -> list[str]:
         """Return what SQLite finds wrong with the whole file, a hundred at the most."""
