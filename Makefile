@@ -5,7 +5,13 @@ VENV ?= .venv
 # Most tests wait for processes: so many at once take less than half the time.
 TESTERS ?= 3
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Two that set up at the same time would disturb each other, so one waits. The lock is on
+# this file, and lasts as long as the command.
+ALONE := $(PYTHON) -c 'import fcntl, os, signal, sys; \
+  signal.signal(signal.SIGINT, signal.SIG_DFL); lock = os.open("Makefile", os.O_RDONLY); \
+  fcntl.flock(lock, fcntl.LOCK_EX); os.set_inheritable(lock, True); \
+  os.execvp(sys.argv[1], sys.argv[1:])'
+PIP_INSTALL := $(ALONE) $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test check format bench chaos clean
 
@@ -33,11 +39,12 @@ chaos: $(VENV)/.tools ## kill everything at random for MINUTES (5), then check h
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/bin/python:
+# pip comes last: where an interruption has left none, all is begun anew.
+$(VENV)/bin/pip:
 	@echo "Setting up $(VENV) (once; about half a minute) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@$(ALONE) sh -c 'test -e $@ || $(PYTHON) -m venv --clear $(VENV)'
 
-$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/pip
 	@$(PIP_INSTALL) --editable .
 	@touch $@
 

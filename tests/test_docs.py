@@ -49,3 +49,23 @@ def test_make_says_what_it_is_busy_with(
     installing = [line for line in lines if "pip install" in line]
     assert len(installing) == silences
     assert all("--quiet" in line for line in installing)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_sets_up_anew_what_an_interruption_left(tmp_path: Path) -> None:
+    """An environment without pip is made again; two at once wait for each other."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    done = subprocess.run(
+        ["make", "--dry-run", "test", f"VENV={tmp_path / 'venv'}"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    # What changes the environment; a long line of the Makefile is several here.
+    lines = done.stdout.replace("\\\n", "").splitlines()
+    changing = [line for line in lines if "-m venv" in line or "pip install" in line]
+    assert len(changing) == 3, done
+    assert all("fcntl.flock" in line for line in changing)
