@@ -40,12 +40,12 @@ from .data_folder import (
 )
 from .engine import Engine, EngineLimits, Manners
 from .errors import ConfigError, Denied, NotAllowed, StoreError
-from .host import Host, HostLimits
+from .host import Host, HostLimits, warn_of_waiting
 from .keeping import KeepingLimits
 from .listening import listen, wanted_address
 from .objects import add_ready_made
 from .settings import ManagerSettings
-from .sharing import Catalogue, catalogue, load_objects
+from .sharing import Catalogue, SharedClass, catalogue, load_objects
 from .store import SqliteStore, hash_seed_of
 from .version import VERSION
 
@@ -156,9 +156,23 @@ class Service:
                     store.rename(alias, record.name)
             _warn_of_strangers(store, shared)
         for record in shared.records():
-            if record.contract is None:
-                shared.add(self._host.prepare(record))
+            if record.cls is not None:
+                warn_of_waiting(record.name, record.cls)
+            elif record.contract is None:
+                shared.add(self._prepared(record))
         return self._host
+
+    def _prepared(self, record: SharedClass) -> SharedClass:
+        """Return the record of a factory with what its objects offer."""
+        assert self._host is not None
+        try:
+            return self._host.prepare(record)
+        except Exception as error:
+            # The border to the user's code.
+            raise ConfigError(
+                f"{record.name} cannot be shared, because {record.source} failed: "
+                f"{type(error).__name__}: {error}."
+            ) from error
 
     def request_stop(self) -> None:
         """Have ``wait`` return; any thread or signal handler may call this."""

@@ -39,6 +39,11 @@ RESERVED_NAMES = frozenset({"with_options"})
 #: The largest version of a class that a column of a database holds.
 _VERSION_MAX = 2**63 - 1
 
+#: The packages whose classes make threads, processes or tasks wait for each other.
+_WAITING = frozenset(
+    {"_thread", "threading", "_queue", "queue", "multiprocessing", "asyncio"}
+)
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -494,6 +499,14 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
     return Contract(
         name, frozenset(methods), frozenset(properties), frozenset(settable)
     )
+
+
+def waits_for_others(cls: type) -> bool:
+    """Tell whether a class may have methods that wait for another call, as a queue has.
+
+    Calls of one object run one at a time, so the other call would wait for the first.
+    """
+    return any(base.__module__.partition(".")[0] in _WAITING for base in cls.__mro__)
 
 
 def load_objects(specification: str) -> None:

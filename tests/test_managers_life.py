@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import pickle
+import queue
 import signal
 import socket
 import subprocess
@@ -959,6 +960,50 @@ def test_a_server_leaves_no_folder() -> None:
     del server
     gc.collect()
     assert not folder.exists()
+
+
+def test_objects_that_wait_for_others_are_marked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A queue that is shared as the standard library's manual has it comes with a word.
+
+    Its ``get`` would keep the ``put`` waiting that it waits for.
+    """
+
+    class Mine(StateManager):
+        pass
+
+    pending: queue.Queue[int] = queue.Queue()
+    Mine.register("get_queue", callable=lambda: pending)
+    Mine.register("Event", threading.Event)
+    Mine.register("Tally", Counter)
+    server = Mine(data_dir=tmp_path / "var").get_server()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with state_server.connect(data_dir=tmp_path / "var", timeout=10) as client:
+            client.get("get_queue").put(5)
+            assert client.get("get_queue").get_nowait() == 5
+    finally:
+        server.stop()
+        thread.join()
+    marked = [line for line in caplog.messages if "keeps that one waiting" in line]
+    assert [line.split()[:3] for line in marked] == [
+        ["Event", "is", "a"],
+        ["get_queue", "is", "a"],
+    ]
+
+
+def test_a_factory_that_fails_is_named(tmp_path: Path) -> None:
+    """Of several registered names, the error says which one has to be mended."""
+
+    class Mine(StateManager):
+        pass
+
+    Mine.register("get_list", callable=list)
+    Mine.register("get_ratio", callable=lambda: 1 / 0)
+    with pytest.raises(ConfigError, match=r"get_ratio cannot be shared.*division"):
+        Mine(data_dir=tmp_path / "var").get_server()
 
 
 def test_registered_name_does_not_shadow(tmp_path: Path) -> None:

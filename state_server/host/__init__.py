@@ -37,13 +37,21 @@ from ..keeping.commits import (
 from ..keeping.journal import JournalKeeper
 from ..limits import Edge
 from ..messages import DEFAULT_KEY, Call, Contract, Lane, Payload
-from ..sharing import Catalogue, SharedClass
+from ..sharing import Catalogue, SharedClass, waits_for_others
 from .lanes import Lanes
 from .residents import Residents
 from .tickets import Destination, Form, HostLimits, LaneMemory, Resident, Ticket
 from .turns import Performer
 
-__all__ = ["Destination", "Form", "Host", "HostLimits", "Resident", "Ticket"]
+__all__ = [
+    "Destination",
+    "Form",
+    "Host",
+    "HostLimits",
+    "Resident",
+    "Ticket",
+    "warn_of_waiting",
+]
 
 log = logging.getLogger("state_server.host")
 
@@ -604,6 +612,7 @@ class Host:
         with self._lock:
             resident = self._residents.add(key, shared)
         self._performer.bring(resident)
+        warn_of_waiting(shared.name, type(resident.keeper.instance))
         return dataclasses.replace(shared, contract=resident.contract)
 
     def describe(self, class_name: str) -> Contract:
@@ -612,3 +621,16 @@ class Host:
         if shared is None or shared.contract is None:
             raise self._catalogue.not_shared(class_name)
         return shared.contract
+
+
+def warn_of_waiting(name: str, cls: type) -> None:
+    """Log that a class has methods which may keep its object from all other callers."""
+    if waits_for_others(cls):
+        log.warning(
+            "%s is a %s.%s: a method of it that waits for another call (get, acquire, "
+            "wait) keeps that one waiting, also when its caller has gone. Call only "
+            "what does not wait (get_nowait), or share a class of your own.",
+            name,
+            cls.__module__,
+            cls.__qualname__,
+        )
