@@ -49,7 +49,9 @@ def make_private_folder(path: Path) -> None:
             path.chmod(0o700)
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        raise ConfigError(f"The data folder {path} cannot be made: {error}.") from error
+        raise ConfigError(
+            f"The data folder {path} cannot be made or entered: {error}."
+        ) from error
     if sys.platform != "win32" and mode & 0o077:
         raise ConfigError(
             f"The data folder {path} can be entered by others (mode {mode:04o}); "
