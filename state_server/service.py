@@ -103,6 +103,7 @@ class Service:
 
     def _start(self) -> Address:
         settings = self._settings
+        _check_threads()
         make_private_folder(settings.data_dir)
         self._lock = DataDirLock(settings.data_dir)
         self.key = self._given_key or _key(settings)
@@ -377,6 +378,21 @@ def fix_hash_seed(settings: ManagerSettings, *, may_draw: bool = True) -> None:
     if os.environ.get("PYTHONHASHSEED") != str(seed):
         os.environ["PYTHONHASHSEED"] = str(seed)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _check_threads() -> None:
+    """Refuse a process in which gevent or the like has put greenlets for threads.
+
+    A method that blocks would stop them all, and the manager would end at once, without
+    a word.
+    """
+    kind = type(threading.Lock()).__module__
+    if kind != "_thread":
+        raise ConfigError(
+            f"The threads of this process are not the system's own ({kind}): a manager "
+            "cannot run in it. Start one in a process of its own, with the command "
+            "state-server manager, and connect() from here."
+        )
 
 
 def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> None:

@@ -201,3 +201,24 @@ def test_a_fork_of_a_patched_process(manager: ManagerProcess) -> None:
         print("done")
         """,
     )
+
+
+def test_a_patched_process_does_not_become_a_manager(manager: ManagerProcess) -> None:
+    """It is told so: its threads would be greenlets, and it ended without a word."""
+    run_patched(
+        manager,
+        """
+        class Manager(state_server.StateManager):
+            pass
+
+        Manager.register("Table", dict)
+        for start in (Manager().start, Manager().get_server):
+            try:
+                start()
+            except state_server.ConfigError as error:
+                assert "not the system's own (gevent" in str(error), error
+            else:
+                raise AssertionError("it started")
+        print("done")
+        """,
+    )
