@@ -14,6 +14,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 import sqlite3
 import sys
 import threading
@@ -73,6 +74,8 @@ create table replies (
 create table fence (id integer primary key check (id = 1), count integer not null);
 insert into fence values (1, 0);
 """
+
+_TABLES = frozenset(re.findall(r"create table (\w+)", _SCHEMA))
 
 _PUT_OBJECTS = """
 insert into objects (class, key, version, generation, image) values {rows}
@@ -547,8 +550,15 @@ class StoreFile:
         self._connection.close()
 
     def damage(self) -> list[str]:
-        """Return what SQLite finds wrong with the whole file, a hundred at the most."""
-        return _damage(self._connection, "integrity_check")
+        """Return what is missing, and up to a hundred faults that SQLite finds."""
+        problems = [] if "epoch" in self.about else ["it has no epoch"]
+        names = "select name from sqlite_master where type = 'table'"
+        try:
+            tables = {name for (name,) in self._connection.execute(names)}
+        except sqlite3.Error as error:
+            return [str(error)]
+        problems += [f"it has no table {name}" for name in sorted(_TABLES - tables)]
+        return problems + _damage(self._connection, "integrity_check")
 
     def count(self, table: str) -> int:
         """Return how many rows ``objects``, ``entries`` or ``replies`` has."""
