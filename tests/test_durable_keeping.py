@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from state_server import replayable
+from state_server import codec, replayable
 from state_server.host import Host, HostLimits
 from state_server.keeping import KeepingLimits, StateKeeper, image, journal
 from state_server.keeping.commits import Change, Committer
@@ -1059,3 +1059,22 @@ def test_a_disk_that_hangs_does_not_hold_up_a_stop_for_ever(
     stopping.join(PATIENCE_S)
     assert not stopping.is_alive()
     assert journalled_in(path) == ["b"]
+
+
+def test_a_damaged_journal_is_refused_by_name(tmp_path: Path) -> None:
+    """A bit that has turned in a call names the object and the call; others serve."""
+    path = tmp_path / "state.db"
+    host, store = journal_host(path, FakeClock())
+    for key in ("a", "b"):
+        assert [visit(host, key), visit(host, key)] == [1, 2]
+    store.close()
+    for damaged in (b"", b"\x80\x05damaged", codec.encode(5), codec.encode((1, "add"))):
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("update entries set entry = ? where key = 'a'", (damaged,))
+        connection.close()
+        host, store = journal_host(path, FakeClock())
+        failure = visit(host, "a")
+        assert code_of(failure) == "Unloadable"
+        assert "call 1 of the journal of Visits/a is damaged" in failure.text
+        assert code_of(visit(host, "b")) == "Raised"
+        store.close()

@@ -569,6 +569,8 @@ def test_what_others_have_laid_beside_a_backup_needs_trust(
         (lambda path: path.write_bytes(b""), "cannot be read as state"),
         (lambda path: _damage_a_page(path), "is damaged.*Use another"),
         (lambda path: _set_schema(path, 99), "schema 99"),
+        (lambda path: _run_in(path, "drop table fence"), "no table fence"),
+        (lambda path: _run_in(path, "delete from about where name = 'epoch'"), "epoch"),
     ],
 )
 def test_a_bad_backup_is_refused_before_anything_changes(
@@ -586,12 +588,16 @@ def test_a_bad_backup_is_refused_before_anything_changes(
 
 
 def _set_schema(path: Path, version: int) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute(
-        "update about set value = ? where name = 'schema_version'",
-        (str(version).encode(),),
+    _run_in(
+        path,
+        f"update about set value = cast('{version}' as blob) "
+        "where name = 'schema_version'",
     )
-    connection.commit()
+
+
+def _run_in(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(statement)
     connection.close()
 
 

@@ -219,8 +219,16 @@ def replayed(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
     """
     instance = loaded(name, shared, stored)
     for number, data in enumerate(stored.entries, 1):
-        entry = unpack(data)
-        place = f"call {number} of the journal of {'/'.join(name)} ({entry.method})"
+        place = f"call {number} of the journal of {'/'.join(name)}"
+        try:
+            entry = unpack(data)
+        except Exception as error:
+            # Whatever stands there in place of what was written.
+            raise Unloadable(
+                f"{place} is damaged: {type(error).__name__}: {error}. Restore a "
+                "backup with `python -m state_server restore`."
+            ) from error
+        place += f" ({entry.method})"
         if entry.version != shared.version:
             raise Unloadable(
                 f"{place} was made by version {entry.version} of the class, this is "

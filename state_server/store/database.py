@@ -6,6 +6,7 @@ It is whole from its first moment on, and a file that is none of ours is left as
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,9 @@ create table replies (
 create table fence (id integer primary key check (id = 1), count integer not null);
 insert into fence values (1, 0);
 """
+
+#: The tables that a store has.
+TABLES = frozenset(re.findall(r"create table (\w+)", _SCHEMA))
 
 
 class StoredRow(NamedTuple):

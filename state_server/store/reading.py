@@ -10,7 +10,15 @@ from types import TracebackType
 
 from ..data_folder import STATE_FILE, hash_seed_in_file, sync
 from ..errors import StoreError
-from .database import KEEP_SEED, NEW_EPOCH, StoredRow, damage_in, look_at, unusable
+from .database import (
+    KEEP_SEED,
+    NEW_EPOCH,
+    TABLES,
+    StoredRow,
+    damage_in,
+    look_at,
+    unusable,
+)
 
 #: Pages that are copied at a stretch; a signal is heard in between.
 _COPIED_PAGES = 1024
@@ -70,8 +78,15 @@ class StoreFile:
         self._connection.close()
 
     def damage(self) -> list[str]:
-        """Return what SQLite finds wrong with the whole file, a hundred at the most."""
-        return damage_in(self._connection, "integrity_check")
+        """Return what is missing, and up to a hundred faults that SQLite finds."""
+        problems = [] if "epoch" in self.about else ["it has no epoch"]
+        names = "select name from sqlite_master where type = 'table'"
+        try:
+            tables = {name for (name,) in self._connection.execute(names)}
+        except sqlite3.Error as error:
+            return [str(error)]
+        problems += [f"it has no table {name}" for name in sorted(TABLES - tables)]
+        return problems + damage_in(self._connection, "integrity_check")
 
     def count(self, table: str) -> int:
         """Return how many rows ``objects``, ``entries`` or ``replies`` has."""
