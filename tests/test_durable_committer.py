@@ -657,7 +657,7 @@ def test_an_object_that_leaves_memory_runs_its_code_without_the_lock(
 
     class Mortal(Count):
         def __del__(self) -> None:
-            free = desk.host._lock.acquire(blocking=False)
+            free = desk.host._lock.acquire(timeout=5)
             if free:
                 desk.host._lock.release()
             lock_was_free.append(free)
