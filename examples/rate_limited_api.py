@@ -28,7 +28,7 @@ LIMIT = "10 per minute"
 
 limiter = Limiter(
     get_remote_address,
-    storage_uri="stateserver://?call_timeout_s=1",
+    storage_uri="stateserver://?call_timeout_s=3",
     strategy="moving-window",
     headers_enabled=True,
     in_memory_fallback_enabled=True,
