@@ -34,27 +34,39 @@ def plain(value: object) -> object:
     for what has ``__html__``, such as texts that are translated late. Looks into
     dictionaries, lists and tuples. What it cannot replace it leaves as it is.
     """
-    return _plain(value, {})
+    try:
+        return _plain(value, {})
+    except RecursionError:
+        # It is nested deeper than any value may be, which its encoder says.
+        return value
 
 
-def _plain(value: Any, made: dict[int, Any]) -> Any:
-    """Return the value replaced; ``made`` holds what became of containers so far."""
+def _plain(value: Any, made: dict[int, tuple[Any, Any]]) -> Any:
+    """Return the value replaced.
+
+    ``made`` holds the containers so far, each with what became of it: what is shared is
+    replaced once, or tuples within tuples would take twice as long at each level.
+    """
     kind = type(value)
     if kind not in (dict, list, tuple) and may_travel(kind):
         return value
     if id(value) in made:
-        return made[id(value)]
+        return made[id(value)][1]
     if isinstance(value, dict):
-        pairs = made[id(value)] = {}
+        pairs: dict[Any, Any] = {}
+        made[id(value)] = value, pairs
         for key, item in value.items():
             pairs[_plain(key, made)] = _plain(item, made)
         return pairs
     if isinstance(value, list):
-        items = made[id(value)] = []
+        items: list[Any] = []
+        made[id(value)] = value, items
         items.extend(_plain(item, made) for item in value)
         return items
     if isinstance(value, tuple):
-        return tuple(_plain(item, made) for item in value)
+        parts = tuple(_plain(item, made) for item in value)
+        made[id(value)] = value, parts
+        return parts
     if callable(getattr(kind, "__html__", None)):
         return Markup(value.__html__())
     for base, convert in _UPON:
