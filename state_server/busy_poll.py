@@ -1,14 +1,15 @@
 """Waiting for what is likely to come at once, without going to sleep for it.
 
 To wake a process that sleeps costs more than a call: on a virtual machine whose
-processor has gone idle, 30 to 40 µs each way. So who waits looks again and again for a
+processor has gone idle, 30 to 80 µs each way. So who waits looks again and again for a
 moment first, and sleeps only then. Linux does the same for its own sockets
 (net.core.busy_poll). Where that is in vain, because the other side takes longer or
-wants the processor itself, it is tried less and less often.
+others want the processor, it is tried less and less often.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,13 @@ from typing import Any
 _PAUSE_FIRST = 15
 _PAUSE_MAX = 1920
 
+#: The moment has so many parts. After each the processor is offered to others, and who
+#: was kept from it for longer than that takes by itself has seen that it is wanted.
+_PARTS = 4
+_OFFER_S = 0.000005
+
+_offer_processor: Callable[[], None] | None = getattr(os, "sched_yield", None)
+
 Poll = Callable[[float], list[Any]]
 
 
@@ -26,7 +34,8 @@ class BusyPoll:
 
     Used by one thread at a time: the leader, or the one whose call a link carries.
     ``poll`` takes a timeout, in whatever unit, and returns at once for 0. ``busy_s`` is
-    the moment in seconds; with 0 it always sleeps. ``is_alone`` tells whether no other
+    the moment in seconds, a quarter of it where others want the processor; with 0 it
+    always sleeps. ``is_alone`` tells whether no other
     thread of the process is likely to want the interpreter meanwhile.
     """
 
@@ -57,14 +66,25 @@ class BusyPoll:
             self._waits_left = _PAUSE_FIRST
             return poll(timeout)
         clock = time.perf_counter
-        until = clock() + self._busy_s
-        while True:
-            found = poll(0)
-            if found:
-                self._pause = _PAUSE_FIRST
-                return found
-            if clock() >= until:
+        part_s = self._busy_s / _PARTS
+        for _ in range(_PARTS):
+            until = clock() + part_s
+            while clock() < until:
+                found = poll(0)
+                if found:
+                    self._pause = _PAUSE_FIRST
+                    return found
+            if _processor_is_wanted():
                 break
         self._waits_left = self._pause
         self._pause = min(2 * self._pause, _PAUSE_MAX)
         return poll(timeout)
+
+
+def _processor_is_wanted() -> bool:
+    """Tell whether others wait for this processor, after they had it."""
+    if _offer_processor is None:
+        return True
+    offered_at = time.perf_counter()
+    _offer_processor()
+    return time.perf_counter() - offered_at > _OFFER_S

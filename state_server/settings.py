@@ -125,7 +125,7 @@ class CommonSettings:
         "INFO", _level, "least level of the log: debug, info, warning or error"
     )
     busy_poll_s: float = _setting(
-        0.00005, _moment, "time to look for an answer before sleeping; 0: none"
+        0.0002, _moment, "time to look for an answer before sleeping; 0: none"
     )
 
 

@@ -19,6 +19,9 @@ class Script:
         self.finds_at = finds_at
         self.timeouts: list[float] = []
         self.now_s = 0.0
+        self.offers = 0
+        #: How long others keep a processor that they are offered.
+        self.others_s = 0.0
 
     def poll(self, timeout: float) -> list[Any]:
         """Look once, which takes a microsecond."""
@@ -29,6 +32,11 @@ class Script:
     def perf_counter(self) -> float:
         """Return the time of the script."""
         return self.now_s
+
+    def offer_processor(self) -> None:
+        """Let others have the processor."""
+        self.offers += 1
+        self.now_s += self.others_s
 
     def looks_at(self, waits: int, poll: BusyPoll) -> list[int]:
         """Wait so often; return which of the waits began with a look."""
@@ -47,6 +55,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(script: Script, busy_s: float = 50e-6, **options: Any) -> BusyPoll:
         monkeypatch.setattr(busy_poll, "time", script)
+        monkeypatch.setattr(busy_poll, "_offer_processor", script.offer_processor)
         return BusyPoll(script.poll, busy_s, **options)
 
     return make
@@ -68,6 +77,34 @@ def test_after_the_moment_it_sleeps_for_the_timeout(make: Any) -> None:
     looks = len(script.timeouts) - 1
     assert script.timeouts == [0] * looks + [3.0]
     assert 48 <= looks <= 52
+
+
+def test_where_others_want_the_processor_it_sleeps_sooner(make: Any) -> None:
+    """A quarter of the moment, one offer, and whoever took it keeps it."""
+    script = Script(finds_at=10**6)
+    script.others_s = 1e-3
+    assert make(script, 200e-6)(3.0) == EVENT
+    assert script.offers == 1
+    assert 48 <= len(script.timeouts) - 1 <= 52
+
+
+def test_an_idle_processor_is_offered_now_and_then_only(make: Any) -> None:
+    """Each offer is a system call that nobody needs as long as something comes."""
+    script = Script(finds_at=120)
+    assert make(script, 200e-6)(3.0) == EVENT
+    assert script.offers == 2
+    assert 3.0 not in script.timeouts
+
+
+def test_where_no_processor_can_be_offered_it_sleeps_sooner(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell there that others do not want it."""
+    script = Script(finds_at=10**6)
+    poll = make(script, 200e-6)
+    monkeypatch.setattr(busy_poll, "_offer_processor", None)
+    poll(3.0)
+    assert 48 <= len(script.timeouts) - 1 <= 52
 
 
 def test_what_is_in_vain_is_tried_less_and_less(make: Any) -> None:

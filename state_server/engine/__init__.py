@@ -66,7 +66,7 @@ class EngineLimits(NamedTuple):
     threads_max: int = 64
     takeover_after_s: float = 0.005
     slice_s: float = 0.05
-    busy_poll_s: float = 0.00005
+    busy_poll_s: float = 0.0002
 
 
 class Engine:
