@@ -413,6 +413,53 @@ def test_no_change_is_ever_taken_for_none() -> None:
             assert (kept["left"]["a"] is kept["shared"]) == (what < 2)
 
 
+class _Plain:
+    """An object of plain attributes, as most are."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+class _PlainWords(dict[str, int]):
+    """A dictionary with attributes: its items are no part of its state."""
+
+
+class _Slotted:
+    """An object without a ``__dict__``."""
+
+    __slots__ = ("number",)
+
+
+@pytest.mark.parametrize("transient", [{}, {"lock": None}])
+@pytest.mark.parametrize("cls", [_Plain, _PlainWords, _Slotted])
+@pytest.mark.parametrize("extra", [[], [1], {"a": {2}}])
+def test_the_quick_image_of_plain_attributes_says_what_the_other_one_does(
+    cls: type,
+    transient: dict[str, None],
+    extra: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which of the two ways an object goes changes nothing but the time it takes."""
+    instance: Any = cls()
+    if cls is not _Slotted:
+        instance.__dict__.update(number=1, name="n", data=b"", ratio=0.5, no=None)
+        instance.lock = threading.Lock() if transient else False
+        if extra:
+            instance.extra = extra
+    else:
+        instance.number = 2**70
+    if cls is _PlainWords:
+        instance["key"] = 5
+    quick = image.dump(instance, transient)
+    monkeypatch.setattr(image, "_is_plain", lambda state: False)
+    slow = image.dump(instance, transient)
+    assert image.parts_of(quick) == image.parts_of(slow)
+    for data in (quick, slow):
+        brought = image.read(data, cls, transient)
+        assert type(brought) is cls
+        assert getattr(brought, "number", None) == instance.number
+
+
 # Versions ----------------------------------------------------------------------------
 
 

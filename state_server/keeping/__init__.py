@@ -250,14 +250,13 @@ class StateKeeper:
         brought_back(self._name, fresh, type(self.instance), self._shared)
 
     def _check_size(self, size: int) -> None:
-        name = "/".join(self._name)
         if self._committer is not None:
             check_storable(self._name, "state", size, self._committer)
         if size > self._limits.state_bytes_max:
             raise TooLarge(
-                f"The state of {name} would have {size} bytes; the limit is "
-                f"{self._limits.state_bytes_max} (state_bytes_max). The call was "
-                "undone. Split the object up, or share the class with "
+                f"The state of {'/'.join(self._name)} would have {size} bytes; the "
+                f"limit is {self._limits.state_bytes_max} (state_bytes_max). The call "
+                "was undone. Split the object up, or share the class with "
                 'durable="journal".'
             )
         if size > self._limits.state_bytes_warn and not self._warned:
@@ -265,7 +264,7 @@ class StateKeeper:
             log.warning(
                 "The state of %s has %d bytes, and all of them are written with each "
                 'change; consider durable="journal" or smaller objects.',
-                name,
+                "/".join(self._name),
                 size,
             )
 
