@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -333,6 +335,29 @@ def test_halves_meet_on_the_ground_only() -> None:
     ]
 
     assert wrong == []
+
+
+def test_clients_and_workers_load_no_room_of_the_server() -> None:
+    """The front loads the manager's half when its name is used, and not before."""
+    code = (
+        "import sys, state_server, state_server.integrations.flask\n"
+        "print(*(m for m in sys.modules if m.startswith('state_server.')))\n"
+        "from state_server import *\n"
+        "print(StateManager.__name__, 'state_server.engine' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded, after = done.stdout.splitlines()
+    rooms = {name.removeprefix("state_server.") for name in loaded.split()}
+    assert "client" in rooms
+    assert {room for room in rooms if half_of(room) in ("server", "both")} == set()
+    assert after == "StateManager True"
 
 
 @pytest.mark.parametrize("package", ["client", "codec", "engine", "host", "store"])
