@@ -23,7 +23,9 @@ from .sharing import catalogue
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
-#: How long ``stop`` waits for the running calls to end.
+#: Without ``--timeout``: how long a manager may take to answer, and how long ``stop``
+#: waits for the running calls to end.
+_ASK_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 30.0
 
 _EXIT_CODES = f"""\
@@ -107,8 +109,9 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _client(options: argparse.Namespace) -> Client:
+    timeout_s = _ASK_TIMEOUT_S if options.timeout is None else options.timeout
     return connect(
-        options.address, data_dir=options.data_dir, timeout=options.timeout, admin=True
+        options.address, data_dir=options.data_dir, timeout=timeout_s, admin=True
     )
 
 
@@ -206,7 +209,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("manager", help="start a manager (see manager --help)")
     _add_asking(verbs, "ping", _ping, "measure the way to the manager and back")
     _add_asking(verbs, "status", _status, "show the manager's numbers as JSON")
-    _add_asking(verbs, "stop", _stop, "stop the manager; needs the folder's admin key")
+    _add_asking(
+        verbs,
+        "stop",
+        _stop,
+        "stop the manager; needs the folder's admin key",
+        f"{_ASK_TIMEOUT_S:g} to be answered, {_STOP_TIMEOUT_S:g} for calls to end",
+    )
     backup = _add(
         verbs,
         "backup",
@@ -281,11 +290,20 @@ def _add_check(verbs: Any) -> None:
 
 
 def _add_asking(
-    verbs: Any, verb: str, run: Callable[[argparse.Namespace], int], text: str
+    verbs: Any,
+    verb: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    usual_timeout: str = f"{_ASK_TIMEOUT_S:g}",
 ) -> None:
     parser = _add(verbs, verb, run, text)
     parser.add_argument("--address", default=None, help="unix:///path, tcp://host:port")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=None,
+        help=f"seconds (default: {usual_timeout})",
+    )
 
 
 def _add(
