@@ -1108,6 +1108,37 @@ def test_a_disk_that_hangs_does_not_hold_up_a_stop_for_ever(
     assert journalled_in(path) == ["b"]
 
 
+def test_a_method_that_outlasts_the_stop_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its object gets no image: who is about to change the class must know that."""
+    began, may_end = threading.Event(), threading.Event()
+
+    class Slow(Visits):
+        def add(self) -> int:
+            if self.count == 2:
+                began.set()
+                assert may_end.wait(PATIENCE_S)
+            self.count += 1
+            return self.count
+
+    path = tmp_path / "state.db"
+    host, _ = journal_host(path, FakeClock(), Slow)
+    for key in ("slow", "idle"):
+        assert [visit(host, key), visit(host, key)] == [1, 2]
+    turn = host.submit(make_call("Visits.add", key="slow"), FakeConnection())
+    assert turn is not None
+    running = threading.Thread(target=host.run, args=(turn,))
+    running.start()
+    assert began.wait(PATIENCE_S)
+    host.stop()
+    may_end.set()
+    running.join(PATIENCE_S)
+    assert not running.is_alive()
+    assert "1 objects keep their journalled calls: their methods" in caplog.text
+    assert journalled_in(path) == ["slow"]
+
+
 def test_a_damaged_journal_is_refused_by_name(tmp_path: Path) -> None:
     """A bit that has turned in a call names the object and the call; others serve."""
     path = tmp_path / "state.db"
