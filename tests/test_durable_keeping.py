@@ -466,7 +466,7 @@ def test_the_quick_image_of_plain_attributes_says_what_the_other_one_does(
     slow = image.dump(instance, transient)
     assert image.parts_of(quick) == image.parts_of(slow)
     for data in (quick, slow):
-        brought = image.read(data, cls, transient)
+        brought = image.rebuild(data, cls, transient)
         assert type(brought) is cls
         assert getattr(brought, "number", None) == instance.number
 

@@ -974,7 +974,7 @@ def test_an_object_is_loaded_as_it_was_dumped(
     operating.load(tmp_path / "elsewhere", [line], trust=needs_trust)
     (loaded,) = rows_of(tmp_path / "elsewhere" / "state.db")
     assert loaded[:3] == (("Class", "key"), 4, 3)
-    back = image.read(loaded.image, type(value), {})
+    back = image.rebuild(loaded.image, type(value), {})
     if make is _cycle:
         assert back.me == [back]
         assert back.name == "me"
