@@ -518,10 +518,11 @@ def test_docstrings_are_sentences() -> None:
 
 @cache
 def files_of_tests() -> dict[str, ast.Module]:
-    """Return every module of the tests, by file name."""
+    """Return every module of the tests, by its path among them."""
+    folder = ROOT / "tests"
     return {
-        path.name: ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        str(path.relative_to(folder)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("test_*.py"))
     }
 
 

@@ -955,7 +955,10 @@ def _index() -> Index:
         (_twice, True),
         (lambda: Thing(inner=Thing(a=1)), True),
     ],
-    ids="number text cycle shelf index point empty twice inner".split(),  # noqa: SIM905
+    ids=(
+        *("number", "text", "cycle", "shelf", "index", "point"),
+        *("empty", "twice", "inner"),
+    ),
 )
 def test_an_object_is_loaded_as_it_was_dumped(
     tmp_path: Path, make: Any, needs_trust: bool

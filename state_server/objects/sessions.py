@@ -66,7 +66,7 @@ class SessionShard:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Bring the sessions back, and the index of their users."""
-        self.__init__()  # type: ignore[misc]
+        SessionShard.__init__(self)
         for name, user, *fields in state["sessions"]:
             session = self._sessions[name] = _Session("", *fields)
             self._bind(name, session, user)

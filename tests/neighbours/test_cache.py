@@ -31,8 +31,8 @@ from ..processes import ROOT, ManagerProcess, freeze, wait_until
 
 cachelib = pytest.importorskip("cachelib")
 
-from state_server.integrations.caching import StateServerCache  # noqa: E402
-from state_server.integrations.outages import Outage  # noqa: E402
+from state_server.integrations.caching import StateServerCache
+from state_server.integrations.outages import Outage
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ from state_server.errors import ConfigError, NotAllowed, TooLarge
 
 np = pytest.importorskip("numpy", reason="numpy is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
-import pandas.testing as tm  # noqa: E402
+import pandas.testing as tm
 
-from ..damage import damaged  # noqa: E402
-from .test_arrays import Call, Unknown, dtype_call, hostile_pickles, python  # noqa: E402
+from ..damage import damaged
+from .test_arrays import Call, Unknown, dtype_call, hostile_pickles, python
 
 ROWS = 6
 PLACE = zoneinfo.ZoneInfo("Europe/Berlin")
