@@ -216,14 +216,22 @@ def _parser() -> argparse.ArgumentParser:
         "stop the manager; needs the folder's admin key",
         f"{_ASK_TIMEOUT_S:g} to be answered, {_STOP_TIMEOUT_S:g} for calls to end",
     )
-    backup = _add(
-        verbs,
-        "backup",
-        _back_up,
-        "copy the state to a file; a running manager goes on answering",
-    )
+    _add_backup(verbs)
+    _add_restore(verbs)
+    _add_check(verbs)
+    _add_dump(verbs)
+    _add_load(verbs)
+    return parser
+
+
+def _add_backup(verbs: Any) -> None:
+    text = "copy the state to a file; a running manager goes on answering"
+    backup = _add(verbs, "backup", _back_up, text)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to, mode 0600")
     backup.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _add_restore(verbs: Any) -> None:
     restore = _add(
         verbs,
         "restore",
@@ -237,34 +245,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="others may have written FILE; it runs code",
     )
-    _add_check(verbs)
-    dump = _add(
-        verbs,
-        "dump",
-        _dump,
-        "write every object as a line of JSON, for people and tools",
-    )
-    dump.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE", help="- or none: standard output"
-    )
-    dump.add_argument("--force", action="store_true", help="replace FILE")
-    load = _add(
-        verbs,
-        "load",
-        _load,
-        "put the objects of a dump into the state, all or none; only while no manager "
-        "runs",
-    )
-    load.add_argument("file", type=Path, metavar="FILE", help="a dump")
-    load.add_argument(
-        "--replace",
-        action="store_true",
-        help="replace objects that exist already (default: they stay as they are)",
-    )
-    load.add_argument(
-        "--trust", action="store_true", help="read pickles in FILE, which runs code"
-    )
-    return parser
 
 
 def _add_check(verbs: Any) -> None:
@@ -287,6 +267,34 @@ def _add_check(verbs: Any) -> None:
         help="a stored object of a class that is not given is a problem",
     )
     check.add_argument("--json", action="store_true", help="report as JSON")
+
+
+def _add_dump(verbs: Any) -> None:
+    text = "write every object as a line of JSON, for people and tools"
+    dump = _add(verbs, "dump", _dump, text)
+    dump.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="- or none: standard output"
+    )
+    dump.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _add_load(verbs: Any) -> None:
+    load = _add(
+        verbs,
+        "load",
+        _load,
+        "put the objects of a dump into the state, all or none; only while no manager "
+        "runs",
+    )
+    load.add_argument("file", type=Path, metavar="FILE", help="a dump")
+    load.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace objects that exist already (default: they stay as they are)",
+    )
+    load.add_argument(
+        "--trust", action="store_true", help="read pickles in FILE, which runs code"
+    )
 
 
 def _add_asking(

@@ -473,7 +473,7 @@ class Host:
                     return True
                 if not self._residents.make_room():
                     return False
-                departed, self._residents.departed = self._residents.departed, []
+                departed = self._residents.take_departed()
             departed.clear()
 
     def _check_room(self, resident: Resident) -> None:
@@ -611,7 +611,7 @@ class Host:
             self._pending_bytes_edge.left(self._pending_bytes)
             if self._committer is not None:
                 self._batch_edge.left(self._committer.waiting_bytes)
-            departed, self._residents.departed = self._residents.departed, []
+            departed = self._residents.take_departed()
         departed.clear()
 
     def prepare(self, shared: SharedClass) -> SharedClass:
