@@ -661,7 +661,7 @@ def test_stale_value_instead_of_waiting(make_cache: MakeCache) -> None:
 
 
 def test_waiting_ends(make_cache: MakeCache) -> None:
-    """Who has waited for ``wait_s`` computes for himself, and stores nothing."""
+    """Who has waited for ``wait_s`` computes for itself, and stores nothing."""
     cache = make_cache()
     computing, finish = threading.Event(), threading.Event()
 

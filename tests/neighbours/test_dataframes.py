@@ -352,7 +352,7 @@ def test_dataframes_may_always_be_written_to(read_only: bool, kind: type) -> Non
             assert_same_dataframe(value.iloc[1:], dataframe.iloc[1:])
 
 
-def test_a_frame_of_many_parts_is_put_together() -> None:
+def test_a_dataframe_of_many_parts_is_put_together() -> None:
     """pandas warns when a column is added to a DataFrame of very many parts."""
     dataframe = codec.decode(codec.encode(DATAFRAMES["more parts than pandas likes"]))
     dataframe["one more"] = 1
