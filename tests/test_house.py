@@ -299,6 +299,26 @@ def test_every_room_is_in_the_table_of_rooms() -> None:
     assert missing == []
 
 
+def test_who_follows_a_call_by_docs_design_finds_each_function() -> None:
+    """The way of a call names rooms and functions that are there."""
+    section = DESIGN.read_text(encoding="utf-8").split("\n## The way of a call\n")[1]
+    steps = [line.split() for line in section.split("```")[1].splitlines() if line]
+    there = {
+        f"{room} {name}"
+        for room, module in modules().items()
+        for name, _ in definitions(module.tree)
+    }
+    missing = [
+        f"{room} {name}"
+        for room, *names in steps
+        for name in names
+        if f"{room} {name}" not in there
+    ]
+
+    assert len(steps) > 10
+    assert missing == []
+
+
 def test_no_room_stands_on_itself() -> None:
     """There is no cycle of imports, not even one that hides inside a function."""
     try:
@@ -543,10 +563,11 @@ def test_docstrings_are_sentences() -> None:
 
 @cache
 def files_of_tests() -> dict[str, ast.Module]:
-    """Return every module of the tests, by file name."""
+    """Return every module of the tests, by its path among them."""
+    folder = ROOT / "tests"
     return {
-        path.name: ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        str(path.relative_to(folder)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("test_*.py"))
     }
 
 

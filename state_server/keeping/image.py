@@ -109,18 +109,16 @@ def _pickled(root: Any, *values: Any, classes: set[type] | None = None) -> bytes
     return file.getvalue()
 
 
-def read(image: bytes, cls: type, transient: Transient) -> Any:
-    """Return the object that ``image`` describes, as one of ``cls``."""
-    return rebuild(image, cls, transient, None)
-
-
 def rebuild(
     image: bytes,
     cls: type,
     transient: Transient,
-    migrate: Callable[[Any], Any] | None,
+    migrate: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Return the object that ``image`` describes, its state changed by ``migrate``."""
+    """Return the object that ``image`` describes, as one of ``cls``.
+
+    ``migrate``: what its state goes through before.
+    """
     unpickler = pickle.Unpickler(io.BytesIO(image))
     args, kwargs = unpickler.load()
     called = kwargs is None
@@ -224,7 +222,6 @@ _ATOMS = (
     *(Decimal, Fraction, date, time, timedelta, tzinfo, UUID, Enum),
     *(type, types.FunctionType, types.BuiltinFunctionType, _Itself),
 )
-
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 
