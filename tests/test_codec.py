@@ -737,9 +737,13 @@ def test_one_thread_prepares_the_quick_path_and_none_waits(
             other.join(30)
         return re.compile(b".*", re.DOTALL)
 
-    monkeypatch.setattr(small_pickles, "re", types.SimpleNamespace(
-        compile=compile_slowly, escape=re.escape, DOTALL=re.DOTALL
-    ))
+    monkeypatch.setattr(
+        small_pickles,
+        "re",
+        types.SimpleNamespace(
+            compile=compile_slowly, escape=re.escape, DOTALL=re.DOTALL
+        ),
+    )
     small_pickles.is_tiny(data, codec.DEFAULT_LIMITS)
 
     assert (len(compiles), found) == (1, [False])

@@ -995,7 +995,7 @@ def test_objects_that_wait_for_others_are_marked(
 
 
 def test_errors_of_a_queue_arrive_as_themselves(tmp_path: Path) -> None:
-    """``except queue.Empty`` holds for a queue in the manager, for stock clients too."""
+    """``except queue.Empty`` holds for a queue of the manager, in stock clients too."""
 
     class Mine(StateManager):
         pass
