@@ -541,7 +541,7 @@ class Pair(tuple):  # type: ignore[type-arg]
 
 
 class Facade:
-    """Takes for its attributes what is in its dictionary, which is not there at first."""
+    """Takes what is in its dictionary for attributes; at first there is none."""
 
     def __init__(self) -> None:
         self._items: dict[str, int] = {"count": 0}
