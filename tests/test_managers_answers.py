@@ -568,8 +568,7 @@ def test_methods_and_clients_in_pools_of_processes(tmp_path: Path, method: str) 
         process.start()
         process.join(20)
         found = basket.items()
-        assert found[:2] == ["first", "first"]
-        assert sorted(found[2:4]) == ["one", "two"]
+        assert sorted(found[:4]) == ["first", "first", "one", "two"]
         assert found[4:] == ["three", "four"]
         again = pickle.loads(pickle.dumps(client))
         assert add_one(again, "five") == 7
