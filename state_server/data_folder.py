@@ -7,6 +7,7 @@ state in ``store``.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -26,6 +27,9 @@ SOCKET_FILE = "manager.sock"
 #: The file of the state, and that of a hash seed which the state does not hold yet.
 STATE_FILE = "state.db"
 HASH_SEED_FILE = "hashseed"
+
+#: What a lock that somebody else has is told as; of Windows the last two.
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 #: Locked by the manager that uses the folder; it holds its process id.
 _LOCK_FILE = "manager.lock"
@@ -78,7 +82,14 @@ class DataDirLock:
             raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
         try:
             _lock_exclusively(descriptor)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                os.close(descriptor)
+                raise ConfigError(
+                    f"The lock {path} cannot be taken: {error}. Two managers could use "
+                    "the folder at once. Put it on a disk of this machine, or on one "
+                    "whose file system has locks (flock)."
+                ) from error
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise DataDirLocked(

@@ -8,6 +8,7 @@ connections close, the socket file goes, the lock goes.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -334,7 +335,7 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             fix_hash_seed(settings)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         log.error("The manager was not started: %s", error)
         return EXIT_CONFIG
     for sentence in configuration.unknown_variables(os.environ):
@@ -344,7 +345,8 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     forget_signals = stop_on_signals(service.request_stop)
     try:
         address = service.start()
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
+        # The second: no descriptor is left, or the disk is full, say.
         log.error("The manager was not started: %s", error)
         return EXIT_LOCKED if isinstance(error, DataDirLocked) else EXIT_CONFIG
     if settings.parent_fd is not None:
@@ -451,11 +453,20 @@ def _take_standard_output() -> TextIO:
     """Return standard output; what is printed from now on goes to standard error.
 
     Whoever started the manager waits for its one line there; what a shared class prints
-    belongs beside the log.
+    belongs beside the log, and is there at once, as the log is. A character that cannot
+    be printed fails no method.
     """
-    report = os.fdopen(os.dup(1), "w")
+    # The line holds a path, which may be no text in the encoding of the terminal.
+    report = os.fdopen(
+        os.dup(1),
+        "w",
+        encoding=sys.getfilesystemencoding(),
+        errors=sys.getfilesystemencodeerrors(),
+    )
     sys.stdout.flush()
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return report
 
 
@@ -535,7 +546,7 @@ def _new_key(path: Path) -> bytes:
 def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
-        write_whole(data_dir / ADDRESS_FILE, f"{address}\n".encode())
+        write_whole(data_dir / ADDRESS_FILE, os.fsencode(f"{address}\n"))
     except OSError as error:
         raise ConfigError(
             f"The address cannot be written to {data_dir}: {error}."

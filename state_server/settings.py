@@ -471,10 +471,10 @@ def read_address_file(data_dir: Path) -> str | None:
     """
     path = data_dir / ADDRESS_FILE
     try:
-        return path.read_text().strip() or None
+        return os.fsdecode(path.read_bytes()).strip() or None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(
             f"The manager's address in {path.absolute()} cannot be read: {error}. A "
             "data folder is private: run as its owner, or give an address and a key "

@@ -565,6 +565,10 @@ def _import_hint(module_name: str, error: ImportError) -> str:
     return f"That is asked for in {place.filename}, line {place.lineno}."
 
 
+#: Descriptors that cannot be called themselves, but give something that can.
+_CALLED_WHEN_BOUND = (functools.partialmethod, functools.singledispatchmethod)
+
+
 def _is_public(attribute: str) -> bool:
     return not attribute.startswith("_") or attribute in CONTAINER_METHODS
 
@@ -579,11 +583,13 @@ def _kind(cls: type, attribute: str) -> str | None:
         return "property" if static.fset is None else "settable"
     if isinstance(static, functools.cached_property):
         return "property"
-    if isinstance(static, (staticmethod, classmethod, functools.partialmethod)):
+    if isinstance(static, (staticmethod, classmethod)):
         return "method"
     # Methods of built-in classes are descriptors of several kinds; all are routines.
     if inspect.isroutine(static):
-        return "method"
+        is_method = callable(static) or isinstance(static, _CALLED_WHEN_BOUND)
+        # Else it is a descriptor of somebody's own that computes a value, once perhaps.
+        return "method" if is_method else "property"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
@@ -567,6 +568,54 @@ class Span(tuple):  # type: ignore[type-arg]
         return tuple(self), self.count
 
 
+class Facade:
+    """Takes what is in its dictionary for attributes; at first there is none."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, int] = {"count": 0}
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self._items[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def add(self) -> int:
+        """Count."""
+        self._items["count"] = self.count + 1
+        return self.count
+
+    def spoil(self) -> None:
+        """Change, and raise."""
+        self._items["more"] = 1
+        raise ValueError("spoilt")
+
+    def shown(self) -> Any:
+        """Return the state."""
+        return dict(self._items)
+
+
+class Attributes(dict):  # type: ignore[type-arg]
+    """A dictionary whose items are its attributes, in the way that is passed around."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__  # type: ignore[assignment]
+
+    def add(self) -> int:
+        """Count."""
+        self.count = self.get("count", 0) + 1
+        return self.count  # type: ignore[no-any-return]
+
+    def spoil(self) -> None:
+        """Change, and raise."""
+        self.more = 1
+        raise ValueError("spoilt")
+
+    def shown(self) -> Any:
+        """Return the state."""
+        return dict(self)
+
+
 #: Each has ``add`` (a change), ``spoil`` (a change, then an error) and ``shown``.
 KINDS = [
     Slotted,
@@ -581,4 +630,7 @@ KINDS = [
     Selfish,
     Pair,
     Span,
+    Facade,
+    # Python 3.10 asks the object itself for __getstate__, and gets a KeyError.
+    *([Attributes] if sys.version_info >= (3, 11) else []),
 ]

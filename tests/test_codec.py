@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
 import dataclasses
 import datetime
@@ -17,11 +18,11 @@ import math
 import os
 import pathlib
 import pickle
-import queue
 import re
 import socket
 import sys
 import threading
+import types
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterator
@@ -444,6 +445,14 @@ def test_dict_views_become_lists() -> None:
     assert codec.decode(codec.encode(ordered.keys())) == ["a", "b"]
 
 
+def test_views_of_other_mappings_become_lists() -> None:
+    """So do those of a mapping in Python, as its keys(), values() and items() are."""
+    mapping = collections.UserDict({"a": 1, "b": 2})
+    assert codec.decode(codec.encode(mapping.keys())) == ["a", "b"]
+    assert codec.decode(codec.encode(mapping.values())) == [1, 2]
+    assert codec.decode(codec.encode(mapping.items())) == [("a", 1), ("b", 2)]
+
+
 def test_shared_parts_stay_shared_and_values_may_hold_themselves() -> None:
     """One list in two places stays one; lists, dicts and instances may be cycles."""
     part = [1]
@@ -609,7 +618,7 @@ def one_number() -> Iterator[int]:
         (threading.Lock(), "it belongs to its process: send plain values instead"),
         (threading.Thread(), "it belongs to its process: send plain values instead"),
         (socket.socket.__new__(socket.socket), "it belongs to its process"),
-        (queue.Empty(), r"call state_server.allow\(Empty\) on both sides"),
+        (asyncio.QueueEmpty(), r"call state_server.allow\(QueueEmpty\) on both sides"),
         (flask.Flask("shop"), "send the plain values you need of it"),
         (re.compile(""), "it is built upon re.Pattern, .*: send plain values instead"),
         (made_inside(), "it is defined inside a function, .*: send plain values"),
@@ -711,6 +720,69 @@ def test_tight_limits_hold_for_small_pickles_too() -> None:
         codec.encode((1, 2, 3), limits)
     with pytest.raises(TooLarge, match="nodes_max"):
         codec.decode(codec.encode((1, 2, 3)), limits)
+
+
+def test_one_thread_prepares_the_quick_path_and_none_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the grammar of small pickles is compiled, others walk and do not compile.
+
+    All threads of a worker would do it at its first requests, for seconds together.
+    """
+    monkeypatch.setattr(small_pickles, "_match_tiny", small_pickles._match_first)
+    compiles: list[object] = []
+    found: list[bool] = []
+    data = codec.encode("a")
+
+    def compile_slowly(*grammar: Any) -> Any:
+        compiles.append(grammar)
+        if len(compiles) == 1:
+            other = threading.Thread(
+                target=lambda: found.append(
+                    small_pickles.is_tiny(data, codec.DEFAULT_LIMITS)
+                )
+            )
+            other.start()
+            other.join(30)
+        return re.compile(b".*", re.DOTALL)
+
+    monkeypatch.setattr(
+        small_pickles,
+        "re",
+        types.SimpleNamespace(
+            compile=compile_slowly, escape=re.escape, DOTALL=re.DOTALL
+        ),
+    )
+    small_pickles.is_tiny(data, codec.DEFAULT_LIMITS)
+
+    assert (len(compiles), found) == (1, [False])
+
+
+def test_preparing_the_quick_path_may_be_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error that a signal handler raises meanwhile costs nobody the quick path."""
+    monkeypatch.setattr(small_pickles, "_match_tiny", small_pickles._match_first)
+
+    def interrupted() -> bytes:
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small_pickles, "_tiny_pattern", interrupted)
+        with pytest.raises(TimeoutError):
+            small_pickles.is_tiny(codec.encode("a"), codec.DEFAULT_LIMITS)
+
+    assert small_pickles.is_tiny(codec.encode("a"), codec.DEFAULT_LIMITS)
+
+
+def test_child_forked_while_the_quick_path_is_prepared_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that was to prepare it is the parent's: the child does so itself."""
+    monkeypatch.setattr(small_pickles, "_match_tiny", small_pickles._match_none)
+    small_pickles._after_fork_in_child()
+
+    assert small_pickles.is_tiny(codec.encode("a"), codec.DEFAULT_LIMITS)
 
 
 def test_errors_of_the_users_own_code_are_ours() -> None:

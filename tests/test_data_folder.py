@@ -13,6 +13,7 @@ import pytest
 from state_server import data_folder
 from state_server.data_folder import (
     DataDirLock,
+    DataDirLocked,
     make_key_file,
     make_private_folder,
     write_whole,
@@ -174,6 +175,20 @@ def test_a_folder_is_no_obstacle_where_it_cannot_be_synced(
     data_folder.sync(tmp_path / "address")
 
     assert (tmp_path / "address").read_bytes() == b"tcp://h:1\n"
+
+
+def test_a_file_system_without_locks_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no other manager that has the lock; nobody can have one there."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(data_folder, "_lock_exclusively", fail)
+    with pytest.raises(ConfigError, match=r"cannot be taken: .*No locks") as caught:
+        DataDirLock(tmp_path)
+    assert not isinstance(caught.value, DataDirLocked)
 
 
 def test_a_lock_that_is_given_back_twice_closes_no_other_file(tmp_path: Path) -> None:

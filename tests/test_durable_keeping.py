@@ -763,6 +763,13 @@ def test_of_a_journalled_object_its_image_and_the_calls_since_are_known(
         host.stop()
 
 
+def test_unchanged_takes_an_error_or_its_class() -> None:
+    """As ``raise`` does; anything else would be lost on its way to the caller."""
+    assert type(Unchanged(LookupError).error) is LookupError
+    with pytest.raises(TypeError, match=r"the caller is to see, not 'gone'\."):
+        Unchanged("gone")  # type: ignore[arg-type]
+
+
 def test_a_journal_keeps_nothing_of_a_call_that_has_ended(tmp_path: Path) -> None:
     """However it ends, its arguments leave memory, and its thread records no more."""
 

@@ -338,6 +338,22 @@ def test_handle_is_pickled_as_a_name_without_the_key() -> None:
     assert b"authkey" not in data
 
 
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
+)
+def test_method_can_be_pickled_as_the_handle_can(again: Callable[[Any], Any]) -> None:
+    """Pools of processes are given methods; the manager is not asked for that."""
+    caller = FakeCaller(location=(None, "/data"))
+    say = Handle(caller, "Room", "k", 2.5).say
+    caller.described.clear()
+    method = again(say)
+
+    assert repr(method) == repr(say) == "<method say of Room/k>"
+    assert (method._caller.described, caller.described) == ([], [])
+    method("hi")
+    assert method._caller.calls == [("Room", "k", "say", ("hi",), {}, 2.5)]
+
+
 def test_handle_inside_a_value_travels_as_a_reference() -> None:
     """The manager gets a name, nothing that could be called."""
     handle, _ = handle_of()

@@ -995,6 +995,37 @@ def test_objects_that_wait_for_others_are_marked(
     ]
 
 
+def test_errors_of_a_queue_arrive_as_themselves(tmp_path: Path) -> None:
+    """``except queue.Empty`` holds for a queue of the manager, in stock clients too."""
+
+    class Mine(StateManager):
+        pass
+
+    class Stock(BaseManager):
+        pass
+
+    pending: queue.Queue[int] = queue.Queue(maxsize=1)
+    Mine.register("get_queue", callable=lambda: pending)
+    Stock.register("get_queue")
+    server = Mine(data_dir=tmp_path / "var").get_server()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        stock = Stock(server.address, (tmp_path / "var" / "authkey").read_bytes())
+        stock.connect()
+        with state_server.connect(data_dir=tmp_path / "var", timeout=10) as client:
+            for handle in (client.get("get_queue"), stock.get_queue()):
+                with pytest.raises(queue.Empty):
+                    handle.get_nowait()
+                handle.put_nowait(1)
+                with pytest.raises(queue.Full):
+                    handle.put_nowait(2)
+                assert handle.get_nowait() == 1
+    finally:
+        server.stop()
+        thread.join()
+
+
 def test_a_factory_that_fails_is_named(tmp_path: Path) -> None:
     """Of several registered names, the error says which one has to be mended."""
 

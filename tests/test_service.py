@@ -33,6 +33,10 @@ class Talker:
         print("printed by a method")
         return 1
 
+    def whisper(self):
+        print("printed \\ud800")
+        return 2
+
     def linger(self, seconds):
         import time
         time.sleep(seconds)
@@ -62,6 +66,20 @@ def test_what_classes_print_is_in_the_log_and_not_in_the_report(tmp_path: Path) 
     manager.stop()
     assert "printed at import" in manager.log
     assert "printed by a method" in manager.log
+
+
+def test_what_methods_print_is_in_the_log_at_once(tmp_path: Path) -> None:
+    """Nobody waits for 8 KiB of it, and no character makes the method fail."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    manager = ManagerProcess(
+        tmp_path, "--objects", "talkative", PYTHONUNBUFFERED="", PYTHONIOENCODING=""
+    ).start()
+    try:
+        with manager.client() as client:
+            assert client.get("Talker").whisper() == 2
+        assert "printed \\ud800\n" in manager.log
+    finally:
+        manager.stop()
 
 
 def test_stop_returns_when_the_manager_has_stopped(tmp_path: Path) -> None:
@@ -387,6 +405,59 @@ def test_a_folder_with_a_percent_sign_is_found(tmp_path: Path) -> None:
         state_server.connect(data_dir=folder, timeout=10) as client,
     ):
         assert client.ping() > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_folder_whose_name_is_no_text_is_found(tmp_path: Path) -> None:
+    """A path is bytes: it may be of another encoding than that of the terminal."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "start_manager.py"), "--data-dir", folder],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().endswith(b"/caf\xe9/manager.sock\n")
+        with state_server.connect(data_dir=folder, timeout=10) as client:
+            assert client.ping() > 0
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+POOR = """
+from state_server import service, share
+
+def fail(*_):
+    raise OSError(24, "Too many open files")
+
+service.{name} = fail
+
+@share(durable="journal")
+class Nothing:
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["draw_hash_seed", "Engine"])
+def test_an_error_of_the_system_ends_the_start_with_one_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    """No descriptor, no room on the disk: the reason is said, without a traceback."""
+    (tmp_path / "poor.py").write_text(POOR.format(name=name))
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "start_manager.py"), "--objects", "poor"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "The manager was not started: [Errno 24] Too many open" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["authkey", "adminkey"])

@@ -41,6 +41,18 @@ class Base:
         """Do nothing."""
 
 
+class Once:
+    """A property that is computed once, as many packages have one of their own."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        raise AssertionError("properties are not read to find out what is offered")
+
+
 class Everything(Base):
     """Has one of each sort of attribute."""
 
@@ -91,6 +103,19 @@ class Everything(Base):
         """Fail: see above."""
         raise AssertionError
 
+    @Once
+    def once(self) -> int:
+        """Fail: see above."""
+        raise AssertionError
+
+    @functools.singledispatchmethod
+    def dispatched(self, value: object) -> None:
+        """Do nothing."""
+
+    @functools.lru_cache  # noqa: B019 - a method like any other
+    def remembered(self) -> None:
+        """Do nothing."""
+
     def _private(self) -> None:
         pass
 
@@ -130,10 +155,12 @@ def test_public_methods_properties_and_container_methods_are_offered() -> None:
         "partial",
         "lambda_",
         "inherited",
+        "dispatched",
+        "remembered",
         "__len__",
         "__iter__",
     }
-    assert contract.properties == {"shown", "read", "cached"}
+    assert contract.properties == {"shown", "read", "cached", "once"}
     assert contract.settable == {"shown"}
     assert contract.class_name == "E"
 

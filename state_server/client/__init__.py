@@ -10,6 +10,7 @@ client, ``link`` is one of them, and ``stream`` its bytes, with a deadline.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import multiprocessing.context
@@ -246,9 +247,25 @@ class Client:
         The key is left out, but for a child process that ``multiprocessing`` is
         starting with it: nobody else reads that, and the child may have no other way.
         """
-        is_for_child = multiprocessing.context.get_spawning_popen() is not None
-        authkey = self._key if is_for_child else None
+        authkey = self._key_for_child()
+        if timeout_s is None:
+            # The client that it will have is made without this one's settings.
+            timeout_s = self._settings.timeout_s
         return restore_handle, (*self.location, class_name, key, timeout_s, authkey)
+
+    def __reduce__(self) -> tuple[Callable[..., Client], tuple[Any, ...]]:
+        """Pickle as the manager's place, for processes that are given a client.
+
+        The connections stay here. For the key the same holds as for handles.
+        """
+        folder = self._settings.data_dir.absolute()
+        settings = dataclasses.replace(self._settings, data_dir=folder)
+        return restore_client, (settings, self._key_for_child(), self._admin)
+
+    def _key_for_child(self) -> bytes | None:
+        """Return the key if a child process is being started with what is pickled."""
+        is_for_child = multiprocessing.context.get_spawning_popen() is not None
+        return self._key if is_for_child else None
 
     def contract(
         self, class_name: str, *, again: bool = False, timeout: float | None = None
@@ -529,3 +546,14 @@ def restore_handle(
             client = connect(address, authkey, data_dir=data_dir)
             _restored[place] = client
     return Handle(client, class_name, key, timeout_s)
+
+
+def restore_client(
+    settings: ClientSettings, authkey: bytes | None, admin: bool
+) -> Client:
+    """Return a client like the one that was pickled, with connections of its own."""
+    client = Client(settings, authkey, admin=admin)
+    model = _with_key.get(client.location)
+    if authkey is None and model is not None:
+        client._key = model._key
+    return client

@@ -16,6 +16,7 @@ from .small_pickles import ATOMS
 _INSTEAD = {
     **dict.fromkeys(("_io", "tempfile"), "read it first and send what it holds"),
     **dict.fromkeys(("flask", "werkzeug"), "send the plain values you need of it"),
+    "state_server": "send a handle (client.get(...)) or plain values",
     **dict.fromkeys(
         (
             "_thread", "threading", "_queue", "queue", "_asyncio", "asyncio",

@@ -300,11 +300,16 @@ def _without(state: Any, transient: Transient) -> Any:
 
 
 def _put_state(instance: Any, state: Any) -> None:
-    """Put state into an object as ``pickle`` does (``load_build`` in pickle.py)."""
-    set_state = getattr(instance, "__setstate__", None)
+    """Put state into an object as ``pickle`` does (``load_build`` in pickle.py).
+
+    The class is asked for its methods, not the object: a ``__getattr__`` of its own may
+    need what is not there yet.
+    """
+    if state is None:
+        return
+    set_state = getattr(type(instance), "__setstate__", None)
     if set_state is not None:
-        if state is not None:
-            set_state(state)
+        set_state(instance, state)
         return
     slots = None
     if isinstance(state, tuple) and len(state) == 2:
