@@ -8,6 +8,7 @@ connections close, the socket file goes, the lock goes.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -451,11 +452,13 @@ def _take_standard_output() -> TextIO:
     """Return standard output; what is printed from now on goes to standard error.
 
     Whoever started the manager waits for its one line there; what a shared class prints
-    belongs beside the log.
+    belongs beside the log, each line at once.
     """
     report = os.fdopen(os.dup(1), "w")
     sys.stdout.flush()
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     return report
 
 

@@ -64,6 +64,20 @@ def test_what_classes_print_is_in_the_log_and_not_in_the_report(tmp_path: Path) 
     assert "printed by a method" in manager.log
 
 
+def test_what_a_method_prints_can_be_read_at_once(tmp_path: Path) -> None:
+    """Who looks for a mistake with ``print`` need not end the manager to read it."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    manager = ManagerProcess(
+        tmp_path, "--objects", "talkative", PYTHONUNBUFFERED=""
+    ).start()
+    try:
+        with manager.client() as client:
+            client.get("Talker").talk()
+        assert "printed by a method" in manager.log
+    finally:
+        manager.stop()
+
+
 def test_stop_returns_when_the_manager_has_stopped(tmp_path: Path) -> None:
     """After ``stop`` the data folder is free, although a call was still running."""
     (tmp_path / "talkative.py").write_text(TALKATIVE)
