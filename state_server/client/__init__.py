@@ -440,8 +440,8 @@ class _Exchange:
         except TimeIsUp as error:
             if error.sent or self.lane is not None:
                 raise Unanswered(
-                    f"{self._named()} was sent, but no answer came before the deadline; "
-                    "it may have run, or may yet."
+                    f"{self._named()} was sent, but no answer came before the "
+                    "deadline; it may have run, or may yet."
                 ) from None
             raise Unreachable(f"{self._named()} could not be sent in time.") from None
         if reply.number != self.number:
