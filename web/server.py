@@ -87,6 +87,9 @@ class Server:
             backlog=self._backlog,
             connection_limit=self._connections_max,
             max_request_body_size=settings.request_bytes_max,
+            # X-Forwarded-For and the like are the app's to believe, by ProxyFix, as
+            # under other servers; without them all visitors would be the proxy.
+            clear_untrusted_proxy_headers=False,
             # select() cannot watch descriptors above 1023.
             asyncore_use_poll=True,
         )
