@@ -231,6 +231,21 @@ def test_connections_fit_the_descriptors(
     assert "the limit of open files (100) allows 36 connections" in caplog.text
 
 
+def test_descriptors_are_taken_where_the_system_gives_them(
+    make: Callable[..., Running],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The usual limit, 1024 that a process may raise, is no reason for a warning."""
+    limits = [(1024, 4096)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    running = make()
+    assert limits[1:] == [(1064, 4096)]
+    assert running.server._waitress.adj.connection_limit == 1000
+    assert caplog.text == ""
+
+
 def test_repr(make: Callable[..., Running]) -> None:
     """The text for operators tells connections and whether the server drains."""
     running = make()
