@@ -105,7 +105,8 @@ class StateManager(multiprocessing.managers.BaseManager):
     neither, the data folder says both. ``data_dir``: where keys and socket live; a
     temporary folder for a manager that is started here, unless given.
     ``shutdown_timeout``: seconds for running calls to end. ``allow_wildcard``: permit
-    an address that any machine can reach.
+    an address that any machine can reach. ``memory``: keep nothing on disk, as is
+    right for tests.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         shutdown_timeout: float = 10.0,
         data_dir: str | os.PathLike[str] | None = None,
         allow_wildcard: bool = False,
+        memory: bool = False,
     ) -> None:
         if serializer != "pickle":
             raise ConfigError(
@@ -138,6 +140,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         self._started: _StartedServer | None = None
         self._stop_timeout_s = shutdown_timeout
         self._allow_wildcard = allow_wildcard
+        self._memory = memory
         self._context = ctx or multiprocessing.get_context()
 
     @classmethod
@@ -340,6 +343,7 @@ class StateManager(multiprocessing.managers.BaseManager):
             address=None if self._given_address is None else str(self._given_address),
             drain_timeout_s=self._stop_timeout_s,
             allow_wildcard=self._allow_wildcard,
+            memory=self._memory,
         )
         return settings, own_folder
 

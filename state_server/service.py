@@ -416,7 +416,8 @@ def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> No
         raise ConfigError(
             f"{', '.join(journals)}: a journal is replayed in the order that sets have "
             f"under the hash seed of its data folder, {seed}. Start the manager with "
-            "start_manager.py, or this program with that PYTHONHASHSEED."
+            "state-server manager, or this program with that PYTHONHASHSEED; where "
+            "nothing has to be kept, as in tests, StateManager(memory=True) will do."
         )
 
 

@@ -336,7 +336,10 @@ def from_command_line(
 ) -> Record:
     """Return the record that the command line and the environment describe."""
     parser = argparse.ArgumentParser(
-        prog=program, description=description, allow_abbrev=False
+        prog=program,
+        usage="%(prog)s [--option value ...]",
+        description=description,
+        allow_abbrev=False,
     )
     for setting in dataclasses.fields(record):
         is_switch = setting.metadata["parse"] is parse_boolean

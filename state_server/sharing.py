@@ -356,10 +356,13 @@ def describe_class(
     ):
         _check_iterable(cls, option, names)
     _check_keeping(cls, durable, version, idle_timeout)
+    _check_transient(cls, transient)
     contract = contract_of(cls, chosen, exposed)
+    build = functools.partial(cls, *args, **(kwargs or {}))
+    _check_arguments(cls, build)
     return SharedClass(
         name=chosen,
-        build=functools.partial(cls, *args, **(kwargs or {})),
+        build=build,
         contract=contract,
         source=full_name(cls),
         cls=cls,
@@ -388,10 +391,39 @@ def _check_iterable(cls: type, option: str, value: object) -> None:
         )
 
 
+def _check_transient(
+    cls: type, transient: Iterable[str] | Mapping[str, Callable[[], Any] | None]
+) -> None:
+    makers = transient.items() if isinstance(transient, Mapping) else ()
+    for attribute, make in makers:
+        if make is not None and not callable(make):
+            raise ConfigError(
+                f"{full_name(cls)}: transient says what makes {attribute!r} anew, a "
+                f"class or a function, not {make!r}."
+            )
+
+
+def _check_arguments(cls: type, build: functools.partial[Any]) -> None:
+    """Refuse arguments that no object can be built with, as far as Python tells."""
+    try:
+        # A decorator may add arguments to those that it is called with.
+        signature = inspect.signature(cls, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*build.args, **build.keywords)
+    except TypeError as error:
+        raise ConfigError(
+            f"{full_name(cls)}.__init__: {error}. The manager builds the objects: say "
+            "with what, as in share(…, args=(…,)), or give the arguments defaults."
+        ) from None
+
+
 def _check_keeping(
     cls: type, durable: bool | str, version: int, idle_timeout: float | None
 ) -> None:
-    if idle_timeout is not None and not idle_timeout > 0:
+    is_number = isinstance(idle_timeout, (int, float))
+    if idle_timeout is not None and not (is_number and idle_timeout > 0):
         raise ConfigError(
             f"{full_name(cls)}: idle_timeout is a number of seconds above 0, not "
             f"{idle_timeout!r}."

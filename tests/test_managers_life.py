@@ -695,6 +695,27 @@ def test_a_manager_can_be_started_again(tmp_path: Path) -> None:
         assert not Path(folder).exists()
 
 
+def keep_nothing(side: Side) -> Any:
+    """Ask one object of two managers in memory, one after the other."""
+    state_server.share(Counter, name="Journalled", durable="journal")
+    numbers = []
+    for _ in range(2):
+        with StateManager(data_dir=side.folder / "var", memory=True) as manager:
+            numbers += [manager.get("Journalled").query() for _ in range(2)]
+    return numbers, sorted(path.name for path in (side.folder / "var").iterdir())
+
+
+def test_a_manager_in_memory_keeps_nothing_and_hosts_every_class(
+    tmp_path: Path,
+) -> None:
+    """So each test has objects of its own, and an app's journalled classes as well."""
+    outcome = run_bounded(Side(True, "", b"", 0, tmp_path), keep_nothing)
+    assert not outcome.error, outcome
+    numbers, files = outcome.value
+    assert numbers == [1, 2, 1, 2]
+    assert "state.db" not in files
+
+
 def keep_only_a_handle(side: Side) -> Any:
     """Let go of a manager while there is a handle; then of the handle as well."""
     manager = OurManager()

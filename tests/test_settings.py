@@ -317,6 +317,15 @@ def test_a_key_that_is_given_as_an_option_is_not_shown(
     assert "hush" not in told
 
 
+def test_a_mistyped_option_is_told_in_two_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The sentence that helps is not hidden below a page of all options."""
+    with pytest.raises(SystemExit):
+        parsed("--data-dri", "var")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
 # Keys --------------------------------------------------------------------------------
 
 

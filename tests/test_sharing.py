@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -549,6 +550,8 @@ def test_objects_that_cannot_be_loaded_are_config_errors(
         {"readonly": "look"},
         {"args": 5},
         {"idle_timeout": -1},
+        {"idle_timeout": "60"},
+        {"transient": {"lock": threading.Lock()}},
     ],
     ids=str,
 )
@@ -556,6 +559,24 @@ def test_options_of_the_wrong_form_are_refused(options: dict[str, Any]) -> None:
     """A text where names are wanted is not taken letter by letter."""
     with pytest.raises(ConfigError, match=next(iter(options))):
         describe_class(Base, **options)
+
+
+class Sized:
+    """A class whose objects cannot be built from nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+@pytest.mark.parametrize("options", [{}, {"args": (1, 2)}, {"kwargs": {"sise": 1}}])
+def test_arguments_that_do_not_fit_are_told_where_they_are_given(
+    options: dict[str, Any],
+) -> None:
+    """It is said when the class is shared, and not by each call that follows."""
+    with pytest.raises(ConfigError, match=r"Sized\.__init__: .*argument.*args="):
+        describe_class(Sized, **options)
+    assert describe_class(Sized, args=(5,)).build().size == 5
+    assert describe_class(Sized, kwargs={"size": 5}).build().size == 5
 
 
 def test_alias_of_another_class_is_refused() -> None:

@@ -457,7 +457,8 @@ class _Exchange:
         except TimeIsUp as error:
             if error.sent or self.lane is not None:
                 raise Unanswered(
-                    f"{self._named()} was sent, but no answer came before the deadline."
+                    f"{self._named()} was sent, but no answer came before the "
+                    "deadline; it may have run, or may yet."
                 ) from None
             raise Unreachable(f"{self._named()} could not be sent in time.") from None
         if reply.number != self.number:
@@ -489,6 +490,8 @@ class _Exchange:
 
     def _named(self) -> str:
         class_name, key, method = self.target
+        if method in ("__getattribute__", "__setattr__"):
+            return f"The call for a property of {class_name}/{key}"
         if class_name:
             return f"{class_name}/{key}.{method}"
         return f"The request {method!r} to the manager"

@@ -234,7 +234,7 @@ def misplaced(node: Node) -> NotAllowed:
     if node.state is MUST:
         return NotAllowed("The pickle uses an instance before its state is there.")
     made = node.entry.make if node.entry else None
-    shown = full_name(made) if isinstance(made, type) else "A name"
+    shown = full_name(made) if isinstance(made, type) else "A class"
     return NotAllowed(f"{shown} is used as a value; only instances travel.")
 
 
