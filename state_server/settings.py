@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -453,9 +454,32 @@ def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes 
     return key
 
 
+def checked_key(authkey: bytes | str) -> bytes:
+    """Return a key that a program gave; raise ``ConfigError`` when it is none.
+
+    Bytes are the key, as they are for stock clients. Text is taken as the variable and
+    the file are: a line end is no part of it.
+    """
+    if not isinstance(authkey, (bytes, bytearray, str)):
+        kind = type(authkey).__qualname__
+        raise ConfigError(f"The authkey given is of type {kind}; it is bytes or text.")
+    if isinstance(authkey, str):
+        authkey = authkey.strip("\r\n").encode()
+    if not authkey:
+        raise ConfigError("The authkey given is empty.")
+    return bytes(authkey)
+
+
 def read_key_file(path: Path) -> bytes | None:
     """Return the key in ``path``, or ``None`` if there is no such file."""
     try:
+        mode = path.stat().st_mode
+        # Opening a FIFO waits for its writer, and reading a device may never end.
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ConfigError(
+                f"The key file {path} is no regular file, but a FIFO, a device or a "
+                "socket; put the key into a file."
+            )
         key = path.read_bytes()
     except FileNotFoundError:
         return None
