@@ -24,9 +24,11 @@ from .data_folder import (
     HASH_SEED_FILE,
     STATE_FILE,
     DataDirLock,
+    check_owner,
     hash_seed_in_file,
     make_private_folder,
     sync,
+    user_name,
 )
 from .dumps import line_of, rows_of
 from .errors import ConfigError, StoreError, Unloadable
@@ -136,7 +138,7 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
         raise ConfigError(f"{refusal}: there is no backup file {source}.")
     if not trust:
         _check_author(source, refusal)
-    with _locked(data_dir, refusal):
+    with _locked(data_dir):
         path = data_dir / STATE_FILE
         if path.exists() and path.samefile(source):
             raise ConfigError(f"{refusal}: {source} is the state itself.")
@@ -238,7 +240,7 @@ def load(
     ``DataDirLocked`` while a manager runs, ``ConfigError`` naming the line that does
     not fit; then nothing was loaded.
     """
-    with _locked(data_dir, "Nothing was loaded"):
+    with _locked(data_dir):
         store = SqliteStore(data_dir / STATE_FILE)
         try:
             agree = functools.partial(_agree_on_hash_seed, store, data_dir)
@@ -254,7 +256,7 @@ def _state_of_ours(data_dir: Path, refusal: str) -> Path:
     """Return the state of a data folder that is ours; raise ``ConfigError``."""
     path = data_dir / STATE_FILE
     try:
-        _check_owner(data_dir, refusal)
+        check_owner(data_dir)
         os.close(os.open(path, os.O_RDONLY))
     except FileNotFoundError:
         raise ConfigError(
@@ -264,16 +266,6 @@ def _state_of_ours(data_dir: Path, refusal: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{refusal}: {path} cannot be read: {error}.") from error
     return path
-
-
-def _check_owner(path: Path, refusal: str) -> None:
-    owner = path.stat().st_uid
-    if hasattr(os, "geteuid") and owner != os.geteuid():
-        raise ConfigError(
-            f"{refusal}: the data folder {path} belongs to {_user(owner)}, and you are "
-            f"{_user(os.geteuid())}. Files made now would be yours, not the manager's. "
-            f"Run the command as {_user(owner)}."
-        )
 
 
 def _check_author(path: Path, refusal: str) -> None:
@@ -291,29 +283,17 @@ def _check_author(path: Path, refusal: str) -> None:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             mode = status.st_mode & 0o777
             raise ConfigError(
-                f"{refusal}: others than {_user(os.geteuid())} may have written {part} "
-                f"(it belongs to {_user(status.st_uid)}, mode {mode:04o}), and the "
-                "images of objects in it run code when they are loaded. Say --trust if "
-                "you know where it comes from."
+                f"{refusal}: others than {user_name(os.geteuid())} may have written "
+                f"{part} (it belongs to {user_name(status.st_uid)}, mode {mode:04o}), "
+                "and the images of objects in it run code when they are loaded. Say "
+                "--trust if you know where it comes from."
             )
 
 
-def _user(number: int) -> str:
-    if sys.platform == "win32":
-        return f"user {number}"
-    import pwd
-
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
-
-
 @contextmanager
-def _locked(data_dir: Path, refusal: str) -> Iterator[None]:
+def _locked(data_dir: Path) -> Iterator[None]:
     """Hold the manager's lock of a data folder of ours, which is made if need be."""
     make_private_folder(data_dir)
-    _check_owner(data_dir, refusal)
     lock = DataDirLock(data_dir)
     try:
         yield

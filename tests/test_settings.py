@@ -364,7 +364,7 @@ def test_key_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_what_is_no_file_is_not_read_as_a_key(tmp_path: Path) -> None:
-    """A FIFO, which would be waited for, and a device, which may never end, are named."""
+    """A FIFO, which is waited for, and a device, which may never end, are named."""
     os.mkfifo(tmp_path / "authkey")
     for path in (tmp_path / "authkey", Path("/dev/zero")):
         with pytest.raises(ConfigError, match=f"key file {path} is no regular file"):
