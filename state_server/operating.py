@@ -9,6 +9,7 @@ dump are, ``dumps`` tells.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from .errors import ConfigError, StoreError, Unloadable
 from .keeping import journal, loaded
 from .sharing import Catalogue
 from .store import (
+    FILE_HEAD,
     SCHEMA_VERSION,
     Inserted,
     SqliteStore,
@@ -88,22 +90,29 @@ class Report:
         """Return the report for people."""
         lines = [
             f"{self.path}, schema {self.schema_version}",
-            f"{self.objects} objects, {self.loaded} loaded with their class",
-            f"{self.migrations} are of an older version of it and would be migrated",
-            f"{self.journalled_calls} journalled calls",
-            f"{self.remembered_replies} remembered replies",
+            f"{counted(self.objects, 'object')}, {self.loaded} loaded with the class",
+            f"{self.migrations} of an older version of it, which would be migrated",
+            counted(self.journalled_calls, "journalled call"),
+            f"{self.remembered_replies} remembered "
+            + ("reply" if self.remembered_replies == 1 else "replies"),
         ]
         for name, count in self.classes_not_given.items():
             lines.append(
-                f"{count} objects of {name!r} not loaded: name it by --objects, "
-                f"or share the class it became with aliases=({name!r},)"
+                f"{counted(count, 'object')} of {name!r} not loaded: name it by "
+                f"--objects, or share the class it became with aliases=({name!r},)"
             )
         lines += [f"PROBLEM: {problem}" for problem in self.problems]
         untold = self.problem_count - len(self.problems)
         if untold:
             lines.append(f"PROBLEM: and {untold} more")
-        lines.append("no problem" if self.is_good else f"{self.problem_count} problems")
+        found = counted(self.problem_count, "problem")
+        lines.append("no problem" if self.is_good else found)
         return lines
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something, in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 # Verbs -------------------------------------------------------------------------------
@@ -136,6 +145,12 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
     refusal = "Nothing was restored"
     if not source.is_file():
         raise ConfigError(f"{refusal}: there is no backup file {source}.")
+    with source.open("rb") as file:
+        if file.read(1) == b"{":
+            raise ConfigError(
+                f"{refusal}: {source} is no backup but looks like a dump. Say `load` "
+                "in place of `restore`."
+            )
     if not trust:
         _check_author(source, refusal)
     with _locked(data_dir):
@@ -189,7 +204,8 @@ def check(data_dir: Path, shared: Catalogue, *, strict: bool = False) -> Report:
         report.add(str(error))
     if strict:
         for name, count in report.classes_not_given.items():
-            report.add(f"{count} objects of {name!r}, which no module given shares")
+            found = counted(count, "object")
+            report.add(f"{found} of {name!r}, which no module given shares")
     return report
 
 
@@ -228,6 +244,27 @@ def dump_file(
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def lines_of_dump(source: Path) -> Iterator[IO[str]]:
+    """Give the lines of a file for ``load``; raise ``ConfigError`` if it is no dump."""
+    refusal = "Nothing was loaded"
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{refusal}: {source} cannot be read: {error}.") from error
+    with file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as lines:
+        # Looked at and not read: it may be a pipe.
+        if file.peek(len(FILE_HEAD)).startswith(FILE_HEAD):
+            raise ConfigError(
+                f"{refusal}: {source} is no dump but a backup. Say `restore` in place "
+                "of `load`; it replaces all of the state."
+            )
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{refusal}: {source} is no dump: {error}.") from error
 
 
 def load(

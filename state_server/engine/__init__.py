@@ -164,7 +164,7 @@ class Engine:
         deadline = time.monotonic() + timeout_s
         while self._host.pending or self._outbound_bytes:
             if time.monotonic() > deadline:
-                log.warning("Stopping with %d calls unfinished.", self._host.pending)
+                log.warning("Stopping; unfinished calls: %d.", self._host.pending)
                 return False
             time.sleep(0.01)
         return True

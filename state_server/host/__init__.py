@@ -179,8 +179,8 @@ class Host:
             log.warning("Images of journalled objects were not written: %s", error)
         if left:
             log.warning(
-                "%d objects keep their journalled calls: their methods, the disk or "
-                "their images took longer than drain_timeout_s. Before their class "
+                "Objects that keep their journalled calls: %d. Their methods, the disk "
+                "or their images took longer than drain_timeout_s. Before their class "
                 "is changed, start the manager and stop it once more.",
                 left,
             )
