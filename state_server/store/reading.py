@@ -161,13 +161,16 @@ def _opened_for_reading(path: Path, busy_timeout_s: float) -> sqlite3.Connection
     needs no log, and of one that is there it keeps the index to itself. Where both are,
     a manager may be running, and they are used.
     """
-    log, index = (path.with_name(path.name + ending) for ending in ("-wal", "-shm"))
+    log, index, journal = (
+        path.with_name(path.name + ending).exists()
+        for ending in ("-wal", "-shm", "-journal")
+    )
     address, is_alone = f"{path.absolute().as_uri()}?mode=ro", False
     if not os.access(path.parent, os.W_OK):
-        is_alone = log.exists() and not index.exists()
+        is_alone = log and not index
         if is_alone:
             address += "&vfs=unix-none"
-        elif not log.exists():
+        elif not log and not journal:
             address += "&immutable=1"
     connection = sqlite3.connect(
         address, uri=True, timeout=busy_timeout_s, isolation_level=None
