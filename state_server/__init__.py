@@ -3,6 +3,17 @@
 See the README for the two commands that show it, and docs/ for the rest.
 """
 
+import os
+import signal
+import sys
+
+_program = os.path.basename("".join(sys.argv[:1]))
+_can_be_interrupted = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _program in ("-m", "state-server") and _can_be_interrupted:
+    # The modules of a command are loading, not those of a program that uses them:
+    # Ctrl-C is told by nobody. ``__main__`` takes it back.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from .client import Client, Handle, connect
 from .codec import allow
 from .errors import (

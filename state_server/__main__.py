@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     if given[:1] == ["manager"]:
         return run_manager(given[1:], "state-server manager")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        # The modules are loaded; what is interrupted from now on is put away first.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     options = _parser().parse_args(given)
     run: Callable[[argparse.Namespace], int] = options.run
     try:

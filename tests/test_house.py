@@ -79,6 +79,13 @@ DOORS = {
     "pandas": {"codec.dataframes"},
     "sqlite3": {"store", "store.database", "store.reading"},
     "signal": {
+        # The commands: what Ctrl-C does while their modules load.
+        "__main__",
+        "start_manager",
+        "start_web",
+        "state_server",
+        "web.__main__",
+        # What is done in good order.
         "service",
         "web.children",
         "web.supervisor",
