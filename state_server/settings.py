@@ -27,6 +27,9 @@ PREFIX = "STATE_SERVER_"
 #: line, where every user of the machine can read it.
 SECRETS = ("AUTHKEY",)
 
+#: Set by the web half for its children: the unknown variables that it has told of.
+_TOLD = PREFIX + "TOLD_VARIABLES"
+
 #: Names with our prefix in ``app.config``, which an app may fill from its environment:
 #: those of sessions, with the field of ``SessionConfig`` that each sets, and all. Those
 #: of a client's settings, and ``SECRETS``, are keys there as well.
@@ -415,24 +418,44 @@ def unknown_variables(
 
     ``others``: names, without the prefix, that somebody else may read.
     """
+    known = _known_variables()
+    told = environ.get(_TOLD, "").split(",")
+    sentences = []
+    for name in _unknown_names(environ):
+        if name in told or name.removeprefix(PREFIX) in others:
+            continue
+        nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+        hint = (
+            f"did you mean {nearest[0]}?"
+            if nearest
+            else "settings of a Flask app are read from app.config."
+        )
+        sentences.append(
+            f"The environment variable {name} is not a setting and has no effect; "
+            f"{hint}"
+        )
+    return sentences
+
+
+def as_told(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return ``environ`` for a child process that does not tell the same again."""
+    return {**environ, _TOLD: ",".join(_unknown_names(environ))}
+
+
+def _unknown_names(environ: Mapping[str, str]) -> list[str]:
+    known = _known_variables()
+    return [
+        name
+        for name in sorted(environ)
+        if name.startswith(PREFIX) and name not in known and name != _TOLD
+    ]
+
+
+def _known_variables() -> set[str]:
     known = {variable(name) for name in SECRETS}
     for record in _RECORDS:
         known |= {variable(setting.name) for setting in dataclasses.fields(record)}
-    sentences = []
-    for name in sorted(environ):
-        is_known = name in known or name.removeprefix(PREFIX) in others
-        if name.startswith(PREFIX) and not is_known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-            hint = (
-                f"did you mean {nearest[0]}?"
-                if nearest
-                else "settings of a Flask app are read from app.config."
-            )
-            sentences.append(
-                f"The environment variable {name} is not a setting and has no effect; "
-                f"{hint}"
-            )
-    return sentences
+    return known
 
 
 def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes | None:

@@ -296,6 +296,15 @@ def test_several_unknown_variables_are_told_in_order() -> None:
     ]
 
 
+def test_what_the_parent_has_told_is_not_told_by_its_children() -> None:
+    """A variable that is set for them later is."""
+    environ = settings.as_told({"STATE_SERVER_QEUE_MAX": "1", "PATH": "/bin"})
+    assert environ["PATH"] == "/bin"
+    assert unknown_variables(environ) == []
+    (sentence,) = unknown_variables({**environ, "STATE_SERVER_B": ""})
+    assert "STATE_SERVER_B" in sentence
+
+
 def test_secrets_are_no_options() -> None:
     """A key cannot stand on a command line, where every user can read it."""
     for record in RECORDS:
