@@ -31,6 +31,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import state_server
 from state_server import codec
 from state_server.codec import own_classes, small_pickles
 from state_server.codec.walk import checked_walk
@@ -568,6 +569,26 @@ def test_what_may_not_travel_is_refused_when_it_is_encoded(
     """A refusal comes where the mistake is made, names the type and the remedy."""
     with pytest.raises(NotAllowed, match=words):
         codec.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "words"),
+    [
+        ((1, Unknown()), {}, r"may not travel \(argument 2\); call"),
+        ((), {"order": Unknown()}, r"\(argument 'order'\); call"),
+        (([1, Unknown()],), {}, r"\(at value\[1\] of argument 1\)"),
+        ((), {"order": {"a": [Unknown()]}}, r"\(at value\['a'\]\[0\] of argument 'ord"),
+        ((bytes(200_000), Unknown()), {}, r"\(argument 2\)"),
+        ((collections.deque([Unknown()]),), {}, r"Unknown may not travel; call"),
+    ],
+)
+def test_an_argument_that_may_not_travel_is_named_as_its_caller_knows_it(
+    arguments: tuple[Any, ...], named: dict[str, Any], words: str
+) -> None:
+    """By its number or its name, and not by how calls are packed; nothing is sent."""
+    client = state_server.connect(("127.0.0.1", 1), b"key")
+    with pytest.raises(NotAllowed, match=words):
+        client.call(("Orders", "default", "add"), arguments, named, 5.0)
 
 
 def made_inside() -> Any:

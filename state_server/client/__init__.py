@@ -278,7 +278,7 @@ class Client:
         if args or kwargs:
             # Before a connection is taken: what cannot be sent spoils none.
             offset = wire.call_head_bytes(wire.pack_target(*target))
-            body = bodies.pack((args, kwargs), offset)
+            body = bodies.pack((args, kwargs), offset, is_call=True)
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
