@@ -14,11 +14,13 @@ import io
 import ipaddress
 import itertools
 import math
+import os
 import pathlib
 import pickle
 import queue
 import re
 import socket
+import subprocess
 import sys
 import threading
 import uuid
@@ -265,6 +267,33 @@ def test_many_keys_of_any_type_travel(keys: list[Any]) -> None:
     """As keys of a dict, in groups and alone, and as members of sets."""
     for value in (dict.fromkeys(keys, 1), set(keys), frozenset(keys), [{keys[0]: 1}]):
         assert value == codec.decode(codec.encode(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "is_chosen"),
+    [
+        (datetime.date(2024, 2, 29), False),
+        (datetime.time(12, 30), False),
+        (datetime.datetime(2024, 2, 29, 12), False),
+        (datetime.time(12, 30, tzinfo=datetime.timezone.utc), True),
+        (datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc), True),
+        (datetime.timedelta(1), True),
+    ],
+    ids=repr,
+)
+def test_dates_are_read_as_quickly_as_text(key: Any, is_chosen: bool) -> None:
+    """Their hashes are as secret, and are not compared; those with a zone are."""
+    for value in ({key: 1}, {key}, {key: 1, "a": 2}):
+        walk = checked_walk(codec.encode(value), codec.DEFAULT_LIMITS)
+        assert walk.chosen_keys == is_chosen
+    hashes = {
+        subprocess.check_output(
+            [sys.executable, "-c", f"import datetime; print(hash({key!r}))"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == (1 if is_chosen else 2)
 
 
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
