@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -1228,6 +1229,22 @@ def test_a_stop_that_waits_speaks_of_stopping(
     told = [line for line in caplog.messages if "waits" in line]
     assert len(told) == 1
     assert told[0].startswith("The request 'stop' to the manager waits: No manager")
+
+
+def test_a_verb_that_is_interrupted_says_so(tmp_path: Path) -> None:
+    """Ctrl-C ends it with one sentence, and the code that a shell expects."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "state_server", "ping", "--timeout", "60"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "ping' to the manager waits" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read() == "state-server ping: interrupted\n"
 
 
 def test_a_manager_that_was_named_by_the_environment_is_told_to_stop(
