@@ -16,6 +16,7 @@ from .client import Client, connect
 from .data_folder import EXIT_LOCKED, DataDirLocked, lock_holder
 from .errors import ConfigError, StateServerError
 from .objects import add_ready_made
+from .operating import counted
 from .service import EXIT_CONFIG, fix_hash_seed
 from .service import main as run_manager
 from .settings import CommonSettings, ManagerSettings, from_environment
@@ -122,8 +123,8 @@ def _back_up(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
     copied = operating.back_up(data_dir, options.file, force=options.force)
     print(
-        f"Backed up {copied.objects} objects of {data_dir} to {options.file} "
-        f"({copied.size} bytes); the copy was verified."
+        f"Backed up {counted(copied.objects, 'object')} of {data_dir} to "
+        f"{options.file} ({copied.size} bytes); the copy was verified."
     )
     return 0
 
@@ -131,7 +132,8 @@ def _back_up(options: argparse.Namespace) -> int:
 def _restore(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
     copied = operating.restore(data_dir, options.file, trust=options.trust)
-    print(f"Restored {copied.objects} objects from {options.file} to {data_dir}.")
+    objects = counted(copied.objects, "object")
+    print(f"Restored {objects} from {options.file} to {data_dir}.")
     if copied.kept is not None:
         print(f"The state that was there is kept as {copied.kept}.")
     return 0
@@ -160,25 +162,19 @@ def _dump(options: argparse.Namespace) -> int:
         return 0
     with operating.dump_file(data_dir, options.file, force=options.force) as file:
         count = operating.dump(data_dir, file)
-    print(f"Dumped {count} objects of {data_dir} to {options.file}.")
+    print(f"Dumped {counted(count, 'object')} of {data_dir} to {options.file}.")
     return 0
 
 
 def _load(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
-    try:
-        file = options.file.open(encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(
-            f"Nothing was loaded: {options.file} cannot be read: {error}."
-        ) from error
-    with file:
+    with operating.lines_of_dump(options.file) as lines:
         loaded = operating.load(
-            data_dir, file, replace=options.replace, trust=options.trust
+            data_dir, lines, replace=options.replace, trust=options.trust
         )
     print(
-        f"Loaded {options.file} into {data_dir}: {loaded.added} objects added, "
-        f"{loaded.replaced} replaced, {loaded.kept} kept as they were."
+        f"Loaded {options.file} into {data_dir}: {counted(loaded.added, 'object')} "
+        f"added, {loaded.replaced} replaced, {loaded.kept} kept unchanged."
     )
     return 0
 

@@ -45,10 +45,12 @@ def make_private_folder(path: Path) -> None:
     """Make ``path`` a folder that only its owner can enter.
 
     An empty folder of ours is made private. Raises ``ConfigError`` when others may
-    enter a folder that holds something already: it may have been read.
+    enter a folder that holds something already: it may have been read. One of somebody
+    else is refused.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(path)
         if sys.platform != "win32" and not any(path.iterdir()):
             path.chmod(0o700)
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -61,6 +63,36 @@ def make_private_folder(path: Path) -> None:
             f"The data folder {path} can be entered by others (mode {mode:04o}); "
             f"it holds the key and the state. Run: chmod 700 {path}"
         )
+
+
+def check_owner(path: Path) -> None:
+    """Refuse a data folder of somebody else, which root may enter.
+
+    A manager that was started with sudo, by mistake, would leave files there that the
+    right one cannot open afterwards.
+    """
+    if sys.platform == "win32":
+        return
+    owner, ours = path.stat().st_uid, os.geteuid()
+    if owner != ours:
+        raise ConfigError(
+            f"The data folder {path} belongs to {user_name(owner)}, and you are "
+            f"{user_name(ours)}. Files made now would be yours, and of no use to "
+            f"{user_name(owner)}. Run the command as {user_name(owner)}, or give the "
+            f"folder and all that is in it to {user_name(ours)}."
+        )
+
+
+def user_name(number: int) -> str:
+    """Return the name of a user, or words with the number of one that has none."""
+    if sys.platform == "win32":
+        return f"user {number}"
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 # Who holds it ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .data_folder import KEY_FILE, write_whole
 from .errors import ConfigError, Refused
 from .objects import add_ready_made
 from .service import Service, stop_on_signals
-from .settings import ManagerSettings
+from .settings import ManagerSettings, checked_key
 from .sharing import Catalogue, catalogue, describe_class, describe_factory
 
 T = TypeVar("T")
@@ -126,11 +126,9 @@ class StateManager(multiprocessing.managers.BaseManager):
                 f"The serializer {serializer!r} is not offered; the wire is the "
                 "checked pickle that stock clients use by default."
             )
-        key = authkey.encode() if isinstance(authkey, str) else authkey
-        if key is not None and not key:
-            raise ConfigError("The authkey given is empty.")
+        key = None if authkey is None else checked_key(authkey)
         super().__init__(None, key, serializer, ctx)
-        self._given_key = None if key is None else bytes(key)
+        self._given_key = key
         self._given_address = None if address is None else parse_address(address)
         self._where = self._given_address
         self._given_folder = None if data_dir is None else Path(data_dir)

@@ -20,6 +20,7 @@ import pathlib
 import pickle
 import re
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -33,6 +34,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import state_server
 from state_server import codec
 from state_server.codec import own_classes, small_pickles
 from state_server.codec.walk import checked_walk
@@ -274,6 +276,33 @@ def test_many_keys_of_any_type_travel(keys: list[Any]) -> None:
     """As keys of a dict, in groups and alone, and as members of sets."""
     for value in (dict.fromkeys(keys, 1), set(keys), frozenset(keys), [{keys[0]: 1}]):
         assert value == codec.decode(codec.encode(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "is_chosen"),
+    [
+        (datetime.date(2024, 2, 29), False),
+        (datetime.time(12, 30), False),
+        (datetime.datetime(2024, 2, 29, 12), False),
+        (datetime.time(12, 30, tzinfo=datetime.timezone.utc), True),
+        (datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc), True),
+        (datetime.timedelta(1), True),
+    ],
+    ids=repr,
+)
+def test_dates_are_read_as_quickly_as_text(key: Any, is_chosen: bool) -> None:
+    """Their hashes are as secret, and are not compared; those with a zone are."""
+    for value in ({key: 1}, {key}, {key: 1, "a": 2}):
+        walk = checked_walk(codec.encode(value), codec.DEFAULT_LIMITS)
+        assert walk.chosen_keys == is_chosen
+    hashes = {
+        subprocess.check_output(
+            [sys.executable, "-c", f"import datetime; print(hash({key!r}))"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == (1 if is_chosen else 2)
 
 
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
@@ -586,6 +615,26 @@ def test_what_may_not_travel_is_refused_when_it_is_encoded(
     """A refusal comes where the mistake is made, names the type and the remedy."""
     with pytest.raises(NotAllowed, match=words):
         codec.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "words"),
+    [
+        ((1, Unknown()), {}, r"may not travel \(argument 2\); call"),
+        ((), {"order": Unknown()}, r"\(argument 'order'\); call"),
+        (([1, Unknown()],), {}, r"\(at value\[1\] of argument 1\)"),
+        ((), {"order": {"a": [Unknown()]}}, r"\(at value\['a'\]\[0\] of argument 'ord"),
+        ((bytes(200_000), Unknown()), {}, r"\(argument 2\)"),
+        ((collections.deque([Unknown()]),), {}, r"Unknown may not travel; call"),
+    ],
+)
+def test_an_argument_that_may_not_travel_is_named_as_its_caller_knows_it(
+    arguments: tuple[Any, ...], named: dict[str, Any], words: str
+) -> None:
+    """By its number or its name, and not by how calls are packed; nothing is sent."""
+    client = state_server.connect(("127.0.0.1", 1), b"key")
+    with pytest.raises(NotAllowed, match=words):
+        client.call(("Orders", "default", "add"), arguments, named, 5.0)
 
 
 def made_inside() -> Any:

@@ -77,6 +77,25 @@ def test_private_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert (folder / "authkey").read_bytes() == b"k"
 
 
+@needs_modes
+@pytest.mark.parametrize("files", [(), ("authkey",)])
+def test_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    """Root could enter it: nothing is changed, also where it is empty."""
+    folder = tmp_path / "var"
+    folder.mkdir(mode=0o755)
+    for name in files:
+        (folder / name).write_bytes(b"k")
+    owner = data_folder.user_name(os.geteuid())
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 12345)
+
+    said = f"{folder} belongs to {owner}, and you are user {os.getuid() + 12345}"
+    with pytest.raises(ConfigError, match=f"{said}.*Run the command as {owner}, or"):
+        make_private_folder(folder)
+    assert mode_of(folder) == 0o755
+
+
 def test_file_in_place_of_the_folder_is_a_config_error(tmp_path: Path) -> None:
     """What cannot be made a folder is named with the system's reason."""
     (tmp_path / "var").write_text("a file")

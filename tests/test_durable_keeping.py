@@ -997,7 +997,7 @@ def test_a_stop_in_good_order_leaves_no_journalled_call(
     assert code_of(visit(host, "failed")) == "Raised"
     host.stop(timeout_s=-1.0)
     assert journalled_in(path) == ["called", "failed", "idle", "uncalled"]
-    assert "4 objects keep their journalled calls" in caplog.text
+    assert "keep their journalled calls: 4." in caplog.text
 
     class Other(Visits):
         def add(self) -> int:
@@ -1129,7 +1129,7 @@ def test_a_disk_that_hangs_does_not_hold_up_a_stop_for_ever(
     monkeypatch.setattr(host, "_clock", later)
     stopping = threading.Thread(target=host.stop, args=(0.1,))
     stopping.start()
-    wait_until(lambda: "1 objects keep their journalled calls" in caplog.text)
+    wait_until(lambda: "keep their journalled calls: 1." in caplog.text)
     is_open.set()
     stopping.join(PATIENCE_S)
     assert not stopping.is_alive()

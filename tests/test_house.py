@@ -81,6 +81,11 @@ DOORS = {
     "pandas": {"codec.dataframes"},
     "sqlite3": {"store", "store.database", "store.reading"},
     "signal": {
+        # The commands: what Ctrl-C does while their modules load.
+        "start_manager",
+        "start_web",
+        "web.__main__",
+        # What is done in good order.
         "service",
         "web.children",
         "web.supervisor",

@@ -260,6 +260,40 @@ class Forker:
 """
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [ROOT / "start_manager.py"],
+        [ROOT / "start_web.py"],
+        ["-m", "web"],
+    ],
+)
+def test_a_command_that_is_interrupted_while_it_loads_ends_without_a_word(
+    tmp_path: Path, words: list[str | Path]
+) -> None:
+    """Its exit code says that it was interrupted, as the shell expects."""
+    # Loaded by every command, and never by Python itself.
+    (tmp_path / "difflib.py").write_text(
+        "import pathlib, time\n"
+        "pathlib.Path(__file__).with_name('loading').touch()\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until((tmp_path / "loading").exists)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, said) == (-signal.SIGINT, b"")
+
+
 def test_a_child_that_a_method_forked_keeps_neither_folder_nor_callers(
     tmp_path: Path,
 ) -> None:

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import logging
 import multiprocessing.context
+import multiprocessing.process
 import os
 import random
 import threading
@@ -41,6 +42,7 @@ from ..settings import (
     APP_KEYS,
     ClientSettings,
     checked_folder,
+    checked_key,
     checked_timeout,
     from_environment,
     read_address_file,
@@ -116,15 +118,11 @@ def connect(
     settings = from_environment(ClientSettings, os.environ, **changes)
     if settings.address is not None:
         parse_address(settings.address)
-    key = authkey.encode() if isinstance(authkey, str) else authkey
-    if key is not None and not isinstance(key, bytes | bytearray):
-        kind = type(key).__qualname__
-        raise ConfigError(f"The authkey given is of type {kind}; it is bytes or text.")
-    if key is not None and not key:
-        raise ConfigError("The authkey given is empty.")
+    key = None if authkey is None else checked_key(authkey)
     client = Client(settings, key, admin=admin)
     if key is not None:
         _with_key[client.location] = client
+        _leave_to_children(client.location, key)
     return client
 
 
@@ -297,7 +295,7 @@ class Client:
         if args or kwargs:
             # Before a connection is taken: what cannot be sent spoils none.
             offset = wire.call_head_bytes(wire.pack_target(*target))
-            body = bodies.pack((args, kwargs), offset)
+            body = bodies.pack((args, kwargs), offset, is_call=True)
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
@@ -516,6 +514,32 @@ _restored_lock = threading.RLock()
 #: here, or in a child that was forked from here, find it there.
 _with_key: weakref.WeakValueDictionary[Place, Client] = weakref.WeakValueDictionary()
 
+#: Where a process has the keys that its children inherit, beside its ``authkey``; at
+#: most so many, those given last.
+_LEFT_KEYS, _LEFT_KEYS_MAX = "state_server_keys", 100
+
+
+def _left_keys() -> dict[Place, bytes]:
+    """Return the keys that were given in this process, or in one that started it."""
+    config = getattr(multiprocessing.process.current_process(), "_config", {})
+    return config.get(_LEFT_KEYS, {})  # type: ignore[no-any-return]
+
+
+def _leave_to_children(place: Place, key: bytes) -> None:
+    """Let the processes that ``multiprocessing`` starts from now on inherit a key.
+
+    What starts a worker of a pool carries it, as it does the process's own ``authkey``;
+    no task does. A copy each time, since another thread may be starting one.
+    """
+    config = getattr(multiprocessing.process.current_process(), "_config", {})
+    with _restored_lock:
+        keys = dict(_left_keys())
+        keys.pop(place, None)
+        keys[place] = key
+        while len(keys) > _LEFT_KEYS_MAX:
+            del keys[next(iter(keys))]
+        config[_LEFT_KEYS] = keys
+
 
 def _after_fork_in_child() -> None:
     """Make the lock anew: a thread that exists in the parent only may have held it."""
@@ -542,8 +566,8 @@ def restore_handle(
     place = (address, data_dir)
     with _restored_lock:
         model = _with_key.get(place)
-        if authkey is None and model is not None:
-            authkey = model._key
+        if authkey is None:
+            authkey = _left_keys().get(place) if model is None else model._key
         client = _restored.get(place)
         if client is None or (authkey is not None and client._key != authkey):
             client = connect(address, authkey, data_dir=data_dir)

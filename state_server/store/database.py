@@ -18,6 +18,9 @@ from ..keeping.commits import ObjectName, Stored
 #: The number of the tables below; a file with another one is not opened.
 SCHEMA_VERSION = 1
 
+#: What every file of SQLite begins with.
+FILE_HEAD = b"SQLite format 3\0"
+
 #: Problems of one file that SQLite is asked for.
 _PROBLEMS_MAX = 100
 
