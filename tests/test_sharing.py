@@ -553,7 +553,6 @@ def test_objects_that_cannot_be_loaded_are_config_errors(
         {"idle_timeout": "60"},
         {"transient": {"lock": threading.Lock()}},
     ],
-    ids=str,
 )
 def test_options_of_the_wrong_form_are_refused(options: dict[str, Any]) -> None:
     """A text where names are wanted is not taken letter by letter."""
