@@ -59,7 +59,7 @@ log = logging.getLogger("state_server.host")
 #: A call that waits for an object which has been busy with one call for so long is
 #: answered so long before its deadline: more than the time between two sweeps, so that
 #: its caller is still there and learns why it waited.
-_BUSY_FOR_LONG_S, _BEFORE_DEADLINE_S = 1.0, 0.3
+_BUSY_FOR_LONG_S, _BEFORE_DEADLINE_S = 2.0, 0.3
 
 
 class Host:
