@@ -652,6 +652,21 @@ def test_at_the_limit_of_objects_the_least_used_leaves() -> None:
         assert [desk.ask("Count.get", key=str(key)) for key in range(20)] == [3] * 20
 
 
+def test_who_is_told_of_the_limit_of_objects_is_told_of_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two lines, however many objects come at the limit and leave it again."""
+    with DurableDesk(Count, objects_max=20, idle_timeout_s=10.0) as desk:
+        for key in range(25):
+            desk.ask("Count.add", key=str(key))
+        desk.clock.advance(60)
+        desk.host.sweep()
+    assert [text for text in caplog.messages if "objects in memory" in text] == [
+        "Limit reached: 20 objects in memory.",
+        "Back below the limit of 20 objects in memory.",
+    ]
+
+
 def test_at_the_limit_of_kept_bytes_the_least_used_leaves() -> None:
     """objects_bytes_max bounds memory, whatever is on disk and however large it is."""
     with DurableDesk(Count, objects_bytes_max=10_000) as desk:

@@ -181,6 +181,33 @@ def test_a_stop_commits_what_was_promised(desk: Desk) -> None:
     assert desk.names() == ["a"]
 
 
+def test_a_stop_is_heard_by_a_writer_that_waits_for_another_commit(
+    desk: Desk,
+) -> None:
+    """It is woken when that has ended; by itself it looks each half a minute."""
+    committer = desk.committer
+    desk.store.hold()
+    desk.stage("a")
+    threads = [
+        threading.Thread(target=committer.flush, kwargs={"may_wait": True}),
+        threading.Thread(target=committer.stop),
+    ]
+
+    def waits_again() -> bool:
+        with committer._lock:
+            return committer._stopping and len(committer._staged._waiters) == 1  # type: ignore[attr-defined]
+
+    threads[0].start()
+    desk.store.wait_for_commit()
+    threads[1].start()
+    wait_until(waits_again)
+    desk.store.release()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not committer._thread.is_alive()
+    assert desk.names() == ["a"]
+
+
 def test_a_reply_that_cannot_be_given_leaves_the_writer_at_work() -> None:
     """A defect while one batch is settled does not cost the next one its commit."""
     desk = Desk()
