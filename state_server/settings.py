@@ -393,8 +393,8 @@ def as_markdown() -> str:
         "from a file.",
     ]
     for title, record in (
-        ("The manager: `start_manager.py`", ManagerSettings),
-        ("The web half: `start_web.py`", WebSettings),
+        ("The manager: `state-server manager`", ManagerSettings),
+        ("The web half: `python -m web`", WebSettings),
         ("Clients: `state_server.connect`", ClientSettings),
     ):
         lines += ["", f"## {title}", "", "| option | variable | default | meaning |"]
