@@ -237,9 +237,18 @@ def hash_seed_in_file(data_dir: Path) -> int | None:
 
 
 def draw_hash_seed(data_dir: Path) -> int:
-    """Draw the hash seed of a data folder that has none; return it."""
+    """Draw the hash seed of a data folder that has none; return it.
+
+    Raises ``ConfigError`` when it cannot be written.
+    """
     seed = secrets.randbelow(2**32)
-    write_whole(data_dir / HASH_SEED_FILE, f"{seed}\n".encode())
+    path = data_dir / HASH_SEED_FILE
+    try:
+        write_whole(path, f"{seed}\n".encode())
+    except OSError as error:
+        raise ConfigError(
+            f"The hash seed {path} cannot be written: {error}."
+        ) from error
     return seed
 
 

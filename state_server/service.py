@@ -335,7 +335,7 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             fix_hash_seed(settings)
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         log.error("The manager was not started: %s", error)
         return EXIT_CONFIG
     for sentence in configuration.unknown_variables(os.environ):
@@ -457,6 +457,9 @@ def _take_standard_output() -> TextIO:
     belongs beside the log, and is there at once, as the log is. A character that cannot
     be printed fails no method.
     """
+    if sys.stdout is None:
+        # Whoever started this process has closed it; its number may be another file's.
+        return open(os.devnull, "w", encoding="utf-8")
     # The line holds a path, which may be no text in the encoding of the terminal.
     report = os.fdopen(
         os.dup(1),
