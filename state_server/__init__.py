@@ -6,6 +6,7 @@ See the README for the two commands that show it, and docs/ for the rest.
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
 _program = os.path.basename("".join(sys.argv[:1]))
 _can_be_interrupted = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -36,10 +37,12 @@ from .errors import (
     Unloadable,
     Unreachable,
 )
-from .manager import StateManager
 from .replayable import Unchanged, now, random
 from .sharing import readonly, share
 from .version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from .manager import StateManager
 
 __all__ = [
     "Client",
@@ -72,3 +75,12 @@ __all__ = [
     "readonly",
     "share",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the manager's half when it is asked for: workers and clients need none."""
+    if name == "StateManager":
+        from .manager import StateManager
+
+        return StateManager
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

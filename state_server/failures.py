@@ -21,6 +21,12 @@ RAISED = "Raised"
 _TEXT_MAX = 8_000
 _TRACEBACK_MAX = 30_000
 
+#: The types of the fields of a ``Failure``, as they are decoded.
+_FIELD_TYPES = (str, str, str, str, bytes, tuple, str)
+
+#: Constructors that do no more with their arguments than to keep them.
+_PLAIN_INITS = (Exception.__init__, BaseException.__init__, OSError.__init__)
+
 
 def refusal(error: StateServerError) -> Failure:
     """Return the failure that says what the manager itself has to say."""
@@ -67,9 +73,6 @@ def unpack(body: Payload) -> Failure:
     return Failure(*fields)
 
 
-_FIELD_TYPES = (str, str, str, str, bytes, tuple, str)
-
-
 def error_from(failure: Failure) -> Exception:
     """Return the error that ``failure`` describes, ready to be raised."""
     if failure.code != RAISED:
@@ -93,7 +96,7 @@ def _rebuilt(failure: Failure) -> Exception | None:
         error = cls.__new__(cls, *arguments)
         if type(error) is cls and isinstance(error, Exception):
             if cls.__init__ in _PLAIN_INITS or cls.__module__ == "builtins":
-                error.__init__(*arguments)  # type: ignore[misc]
+                cls.__init__(error, *arguments)
             else:
                 error.args = tuple(arguments)
             error.__dict__.update(state)
@@ -102,9 +105,6 @@ def _rebuilt(failure: Failure) -> Exception | None:
         # Whatever is wrong with the arguments, the caller still learns what was raised.
         return None
     return None
-
-
-_PLAIN_INITS = (Exception.__init__, BaseException.__init__, OSError.__init__)
 
 
 def _remote_error(failure: Failure) -> RemoteError:

@@ -448,10 +448,5 @@ def _check_objects(store: StoreFile, shared: Catalogue, report: Report) -> None:
         except Unloadable as error:
             report.add(str(error))
             continue
-        except Exception as error:
-            # The border to the class's own code, which may meet anything in there.
-            name = "/".join(row.name)
-            report.add(f"{name}: {type(error).__name__}: {error}")
-            continue
         report.loaded += 1
         report.migrations += row.version < record.version

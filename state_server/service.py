@@ -78,7 +78,7 @@ class Service:
         self._waiter, self._asked = socket.socketpair()
         self._asked.setblocking(False)
         self._stop_asked = False
-        self._lock: DataDirLock | None = None
+        self._folder_lock: DataDirLock | None = None
         self._listener: socket.socket | None = None
         self._engine: Engine | None = None
         self._host: Host | None = None
@@ -105,7 +105,7 @@ class Service:
         settings = self._settings
         _check_threads()
         make_private_folder(settings.data_dir)
-        self._lock = DataDirLock(settings.data_dir)
+        self._folder_lock = DataDirLock(settings.data_dir)
         self.key = self._given_key or _key(settings)
         admin_key = _admin_key(settings.data_dir)
         for specification in settings.objects:
@@ -230,8 +230,8 @@ class Service:
             self._engine.forget_parent()
         if self._listener is not None:
             self._listener.close()
-        if self._lock is not None:
-            self._lock.release()
+        if self._folder_lock is not None:
+            self._folder_lock.release()
 
     def _release(self, images_timeout_s: float = 0.0) -> None:
         """Give everything back, in the opposite order, whatever fails on the way."""
@@ -252,9 +252,9 @@ class Service:
             if self.address is not None and self.address.path is not None:
                 _remove(Path(self.address.path))
             _remove(self._settings.data_dir / ADDRESS_FILE)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self._folder_lock is not None:
+            self._folder_lock.release()
+            self._folder_lock = None
         self._waiter.close()
         self._asked.close()
 

@@ -240,7 +240,7 @@ class ManagerSettings(CommonSettings):
         "journalled objects",
     )
     parent_fd: int | None = _setting(
-        None, int, "descriptor of a pipe; the manager stops when it closes"
+        None, _whole(0), "descriptor of a pipe; the manager stops when it closes"
     )
 
     def __post_init__(self) -> None:

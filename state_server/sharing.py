@@ -472,14 +472,14 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
         wanted = [
             attribute
             for attribute in dir(cls)
-            if _is_public(attribute) and _sort(cls, attribute) is not None
+            if _is_public(attribute) and _kind(cls, attribute) is not None
         ]
     else:
         wanted = list(exposed)
     methods, properties, settable = set(), set(), set()
     for attribute in wanted:
-        sort = _sort(cls, attribute) if _is_public(attribute) else None
-        if sort is None:
+        kind = _kind(cls, attribute) if _is_public(attribute) else None
+        if kind is None:
             raise ConfigError(
                 f"{full_name(cls)} cannot expose {attribute!r}: it is not a public "
                 "method, a property or a container method of the class."
@@ -489,12 +489,12 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
                 f"{full_name(cls)} offers {attribute!r}, a name that handles use "
                 "themselves. Rename it, or leave it out with exposed=."
             )
-        if sort == "method":
+        if kind == "method":
             _check_callable(cls, attribute)
             methods.add(attribute)
         else:
             properties.add(attribute)
-            if sort == "settable":
+            if kind == "settable":
                 settable.add(attribute)
     return Contract(
         name, frozenset(methods), frozenset(properties), frozenset(settable)
@@ -569,7 +569,7 @@ def _is_public(attribute: str) -> bool:
     return not attribute.startswith("_") or attribute in CONTAINER_METHODS
 
 
-def _sort(cls: type, attribute: str) -> str | None:
+def _kind(cls: type, attribute: str) -> str | None:
     """Return "method", "property", "settable", or ``None`` for anything else."""
     try:
         static = inspect.getattr_static(cls, attribute)

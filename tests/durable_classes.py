@@ -539,6 +539,34 @@ class Pair(tuple):  # type: ignore[type-arg]
         return tuple(self), self.count
 
 
+class Span(tuple):  # type: ignore[type-arg]
+    """Is made with names that ``__new__`` wants."""
+
+    def __new__(cls, *, first: int = 1, last: int = 2) -> Span:
+        """Make the pair."""
+        return super().__new__(cls, (first, last))
+
+    def __init__(self, **_: int) -> None:
+        self.count = 0
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, int]]:
+        return (), {"first": self[0], "last": self[1]}
+
+    def add(self) -> int:
+        """Count."""
+        self.count += 1
+        return self.count
+
+    def spoil(self) -> None:
+        """Change, and raise."""
+        self.count += 10
+        raise ValueError("spoilt")
+
+    def shown(self) -> Any:
+        """Return the state."""
+        return tuple(self), self.count
+
+
 #: Each has ``add`` (a change), ``spoil`` (a change, then an error) and ``shown``.
 KINDS = [
     Slotted,
@@ -552,4 +580,5 @@ KINDS = [
     Line,
     Selfish,
     Pair,
+    Span,
 ]

@@ -57,8 +57,6 @@ class FakeLink:
         self.script = deque() if script is None else script
         self.number = 0
         self.boot_id = BOOT_ID
-        self.process_id = 1
-        self.is_admin = False
         self.frame_bytes_max = 2**20
         self.made_at = pool_module.time.monotonic()
         self.quiet = True

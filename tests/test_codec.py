@@ -235,6 +235,14 @@ def test_every_type_comes_back_as_it_was(value: Any) -> None:
     assert same(around, codec.decode(codec.encode(around)))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the path is not of another system")
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_of_another_system_becomes_a_pure_one(module: str) -> None:
+    """What a client on Windows sends can be looked at here, and sent back."""
+    data = b"\x80\x04c" + module.encode() + b"\nWindowsPath\nX\x03\0\0\0c:\\\x85R."
+    assert same(pathlib.PureWindowsPath("c:\\"), codec.decode(data))
+
+
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
 def test_every_type_comes_back_where_keys_are_compared_first(
     value: Any, monkeypatch: pytest.MonkeyPatch

@@ -205,6 +205,27 @@ def test_stopping_commits_what_is_staged() -> None:
 # Failed batches ----------------------------------------------------------------------
 
 
+def test_a_call_that_saw_what_has_failed_meanwhile_is_refused() -> None:
+    """It changed nothing, and ran on a state that is not on disk and never will be."""
+    with DurableDesk(Count) as desk:
+        desk.store.hold()
+        desk.store.errors.append(StoreError(DISK_FULL))
+        first = desk.start("Count.add")
+        desk.store.wait_for_commit()
+
+        def fail_first(event: str) -> None:
+            if event == "encode":
+                desk.store.release()
+                assert code_of(first.wait()) == "StoreError"
+
+        failure = desk.ask("Count.get", connection=FakeConnection(fail_first))
+        assert code_of(failure) == "StoreError"
+        assert "Count/default.get saw a state that could not be saved" in failure.text
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert desk.ask("Count.get") == 0
+        desk.host.check()
+
+
 def test_a_failed_batch_fails_everything_staged_since() -> None:
     """The batch, the one that filled meanwhile, reads of both: nothing of it stays."""
     with DurableDesk(Count) as desk:

@@ -77,34 +77,46 @@ def test_fork_a_dead_childs_answer_reaches_nobody(sides: Sides) -> None:
 
 
 def call_at_once_in_forked_children(side: Side) -> list[str]:
-    """Let four forked children call; return what each found."""
+    """Let four forked children call, each alone and then all; return what they found.
+
+    One after the other, none may be taken for the one before; at once, they may be
+    lucky, and each find a way of its own.
+    """
     handle = side.get("Echo")
     handle.echo("warm")
+    gate, bar = os.pipe()
     readers = []
     for child in range(4):
         reader, writer = os.pipe()
         if os.fork() == 0:
             os.close(reader)
-            wrong = ""
-            try:
-                for turn in range(200):
-                    sent = f"{child}-{turn}"
-                    got = handle.echo(sent)
-                    if got != sent:
-                        wrong = f"{sent} got {got!r}"
-                        break
-            except BaseException as error:
-                wrong = f"{type(error).__name__}: {error}"
+            os.close(bar)
+            wrong = wrong_answer(handle, f"{child} alone")
+            os.write(writer, b".")
+            os.read(gate, 1)
+            for turn in range(200):
+                wrong = wrong or wrong_answer(handle, f"{child}-{turn}")
             os.write(writer, (wrong or "right").encode()[:4000])
             os._exit(0)
         os.close(writer)
+        os.read(reader, 1)
         readers.append(reader)
+    os.close(bar)
     handle.echo("parent")
     found = []
     for reader in readers:
         with os.fdopen(reader) as pipe:
             found.append(pipe.read())
     return found
+
+
+def wrong_answer(handle: Any, sent: str) -> str:
+    """Call; return what is wrong with the answer, nothing if it is the right one."""
+    try:
+        got = handle.echo(sent)
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if got == sent else f"{sent} got {got!r}"
 
 
 def test_fork_children_and_parent_call_at_once(sides: Sides) -> None:

@@ -681,6 +681,7 @@ def start_again(side: Side) -> Any:
         manager.start()
         found.append((manager.Tally().query(), *server_of(manager)))
         manager.shutdown()
+        assert manager.address is None
     return found
 
 

@@ -15,14 +15,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from time import time as now_s
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from state_server import Unanswered, operating
+from state_server import __main__ as commands
 from state_server.__main__ import main
 from state_server.data_folder import DataDirLock, DataDirLocked, lock_holder
 from state_server.dumps import line_of
@@ -962,7 +965,10 @@ def _index() -> Index:
         (_twice, True),
         (lambda: Thing(inner=Thing(a=1)), True),
     ],
-    ids="number text cycle shelf index point empty twice inner".split(),  # noqa: SIM905
+    ids=(
+        *("number", "text", "cycle", "shelf", "index", "point"),
+        *("empty", "twice", "inner"),
+    ),
 )
 def test_an_object_is_loaded_as_it_was_dumped(
     tmp_path: Path, make: Any, needs_trust: bool
@@ -981,7 +987,7 @@ def test_an_object_is_loaded_as_it_was_dumped(
     operating.load(tmp_path / "elsewhere", [line], trust=needs_trust)
     (loaded,) = rows_of(tmp_path / "elsewhere" / "state.db")
     assert loaded[:3] == (("Class", "key"), 4, 3)
-    back = image.read(loaded.image, type(value), {})
+    back = image.rebuild(loaded.image, type(value), {})
     if make is _cycle:
         assert back.me == [back]
         assert back.name == "me"
@@ -1269,6 +1275,27 @@ def test_a_manager_that_was_named_by_the_environment_is_told_to_stop(
         0,
         f"The manager (process {process_id}) was told to stop.\n",
     )
+    manager.stop()
+
+
+def test_a_stop_waits_longer_for_calls_to_end_than_for_an_answer(
+    start_manager: StartManager,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A manager takes ten seconds to drain, unless told otherwise; ``stop`` has them.
+
+    The clock of the command goes on by six seconds with each look.
+    """
+    manager = start_manager()
+    process_id = lock_holder(manager.data_dir)
+    holders, seconds = iter([process_id] * 3), itertools.count(0, 6)
+    monkeypatch.setattr(commands, "lock_holder", lambda _: next(holders, None))
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=time.sleep)
+    monkeypatch.setattr(commands, "time", clock)
+    code, out, err = run(capsys, "stop", "--data-dir", manager.data_dir)
+    assert (code, err) == (0, "")
+    assert out == f"The manager (process {process_id}) has stopped.\n"
     manager.stop()
 
 

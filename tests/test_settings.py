@@ -186,6 +186,8 @@ BAD = [
     ("slice_s", "soon"),
     ("log_level", "loud"),
     ("parent_fd", "x"),
+    ("parent_fd", "-1"),
+    ("busy_poll_s", "0.2"),
     ("frame_bytes_max", "1023"),
 ]
 

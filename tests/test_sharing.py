@@ -543,6 +543,20 @@ def test_alias_of_another_class_is_refused() -> None:
         shared.add(describe_class(list, name="Former"))
 
 
+def test_a_ready_made_class_gives_way_to_an_alias() -> None:
+    """A class that was called so before is the user's own, whatever comes later."""
+    shared = Catalogue()
+    ready_made = describe_class(Base, name="Former", ready_made=True)
+    shared.add(ready_made)
+    shared.add(describe_class(dict, name="Fresh", aliases=("Former",)))
+    shared.add(ready_made)
+
+    found = shared.get("Former")
+    assert found is not None
+    assert found.name == "Fresh"
+    assert shared.names() == ["Fresh"]
+
+
 def test_pickled_catalogue_keeps_its_aliases() -> None:
     """A manager that is spawned finds a class under its former names as well."""
     shared = Catalogue()

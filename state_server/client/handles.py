@@ -116,7 +116,7 @@ class Handle:
         if name.startswith("_"):
             # Asked for by copy, pickle, inspect and editors; never an offer of ours.
             raise AttributeError(f"{self!r} offers no {name!r}.")
-        if self._sort(name) == "method":
+        if self._kind(name) == "method":
             return self._bound(name)
         return self._perform("__getattribute__", name)
 
@@ -135,7 +135,7 @@ class Handle:
             self._class_name, again=again, timeout=self._timeout_s
         )
 
-    def _sort(self, name: str) -> str:
+    def _kind(self, name: str) -> str:
         for again in (False, True):
             contract = self._contract(again)
             if name in contract.methods:

@@ -30,6 +30,7 @@ from ..keeping.commits import (
     Batch,
     Change,
     Committer,
+    ObjectName,
     Phase,
     ReplyRecord,
     Store,
@@ -154,34 +155,22 @@ class Host:
         An image needs no journal: another version of the class can read it.
         """
         deadline = self._clock() + timeout_s
-        done = set()
-        for resident in self._residents:
+        done, left = set(), 0
+        with self._lock:
+            # A method that outlasts the drain may have others leave when it ends.
+            residents = list(self._residents)
+        for resident in residents:
             keeper = resident.keeper
             if isinstance(keeper, JournalKeeper) and keeper.has_entries:
-                self._write_image(resident, keeper)
                 done.add(resident.object_name)
-        left = 0
+                if resident.current is None:
+                    self._write_image(resident, keeper)
+                else:
+                    left += 1
         try:
             for name in committer.journalled():
-                shared = self._catalogue.get(name[0])
-                if name in done or shared is None or shared.durable != "journal":
-                    continue
-                if self._clock() > deadline:
+                if name not in done and not self._write_stored_image(name, deadline):
                     left += 1
-                    continue
-                with self._lock:
-                    found = self._residents.get(name)
-                    resident = found or self._residents.add(name, shared)
-                if resident.current is not None or not self._is_settled(
-                    resident, deadline
-                ):
-                    left += 1
-                    continue
-                assert isinstance(resident.keeper, JournalKeeper), resident
-                self._write_image(resident, resident.keeper)
-                # One image at a time: together they may be more than memory holds.
-                self._is_settled(resident, deadline)
-                resident.keeper.drop()
         except StoreError as error:
             log.warning("Images of journalled objects were not written: %s", error)
         if left:
@@ -192,6 +181,27 @@ class Host:
                 left,
             )
 
+    def _write_stored_image(self, name: ObjectName, deadline: float) -> bool:
+        """Write the image of an object that is on disk; tell whether there was time.
+
+        Nothing for one whose class keeps no journal here.
+        """
+        shared = self._catalogue.get(name[0])
+        if shared is None or shared.durable != "journal":
+            return True
+        if self._clock() > deadline:
+            return False
+        with self._lock:
+            resident = self._residents.get(name) or self._residents.add(name, shared)
+        if resident.current is not None or not self._is_settled(resident, deadline):
+            return False
+        assert isinstance(resident.keeper, JournalKeeper), resident
+        self._write_image(resident, resident.keeper)
+        # One image at a time: together they may be more than memory holds.
+        self._is_settled(resident, deadline)
+        resident.keeper.drop()
+        return True
+
     def _is_settled(self, resident: Resident, deadline: float) -> bool:
         """Tell whether what was staged of an object is resolved; wait until then."""
         assert self._committer is not None
@@ -201,8 +211,6 @@ class Host:
 
     def _write_image(self, resident: Resident, keeper: JournalKeeper) -> None:
         assert self._committer is not None
-        if resident.current is not None:
-            return
         try:
             if keeper.instance is None:
                 self._performer.bring(resident)
@@ -473,7 +481,7 @@ class Host:
                     return True
                 if not self._residents.make_room():
                     return False
-                departed, self._residents.departed = self._residents.departed, []
+                departed = self._residents.take_departed()
             departed.clear()
 
     def _check_room(self, resident: Resident) -> None:
@@ -625,7 +633,7 @@ class Host:
             self._pending_bytes_edge.left(self._pending_bytes)
             if self._committer is not None:
                 self._batch_edge.left(self._committer.waiting_bytes)
-            departed, self._residents.departed = self._residents.departed, []
+            departed = self._residents.take_departed()
         departed.clear()
 
     def _take_from_queues(self) -> list[tuple[Ticket, Expired]]:

@@ -123,8 +123,6 @@ def unusable(path: Path, error: Exception) -> ConfigError:
 def look_at(path: Path, *, bytes_checked: int = 0) -> dict[str, bytes]:
     """Return what a file says of itself; raise an error if it is none of ours.
 
-    Not a byte of it is changed.
-
     Opening a database for writing may change it: its journal mode, or what the log
     next to it brings. Hence this comes first, by a connection that cannot write.
     ``bytes_checked``: a file up to this size is looked through for damage as well.

@@ -26,9 +26,9 @@ from ..processes import ManagerProcess, wait_until
 
 flask_caching = pytest.importorskip("flask_caching")
 
-from state_server.integrations import caching  # noqa: E402
-from state_server.integrations import flask_caching as ours  # noqa: E402
-from state_server.integrations.flask import (  # noqa: E402
+from state_server.integrations import caching
+from state_server.integrations import flask_caching as ours
+from state_server.integrations.flask import (
     EXTENSION,
     StateServer,
     client_of,
