@@ -1156,7 +1156,7 @@ def test_a_method_that_outlasts_the_stop_is_named_in_the_log(
     may_end.set()
     running.join(PATIENCE_S)
     assert not running.is_alive()
-    assert "1 objects keep their journalled calls: their methods" in caplog.text
+    assert "keep their journalled calls: 1. Their methods" in caplog.text
     assert journalled_in(path) == ["slow"]
 
 
