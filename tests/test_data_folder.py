@@ -177,6 +177,21 @@ def test_a_full_disk_leaves_no_half_of_a_file(
     DataDirLock(tmp_path).release()
 
 
+def test_a_small_file_is_synced_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the renaming finds all of it: none was left in a buffer."""
+    sizes = []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "address", b"unix:///run/state.sock")
+    assert sizes == [22]
+
+
 def test_a_folder_is_no_obstacle_where_it_cannot_be_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

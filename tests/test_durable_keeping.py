@@ -147,6 +147,23 @@ def test_an_object_that_cannot_be_brought_back_is_not_written_by_a_failed_call(
         assert not desk.store.objects
 
 
+def test_an_object_too_large_at_birth_is_not_written_by_a_failed_call() -> None:
+    """The limit of a state holds for the first one, whatever the first call does."""
+
+    class Large(Count):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ballast = bytes(3000)
+
+    limits = KeepingLimits(state_bytes_max=2000)
+    with DurableDesk(describe_class(Large, name="Large"), keeping=limits) as desk:
+        for method in ("refuse", "get", "refuse"):
+            failure = desk.ask(f"Large.{method}")
+            assert code_of(failure) == "TooLarge", method
+            assert "state_bytes_max" in failure.text
+        assert not desk.store.objects
+
+
 def test_a_value_that_cannot_be_brought_back_is_found_before_it_is_on_disk() -> None:
     """Its class is new to an object that has been written before: the call is undone.
 

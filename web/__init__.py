@@ -4,5 +4,5 @@
 with five ``variants``; one of them asks a ``stock_process``. ``server`` is waitress
 with an end that fails no request. ``worker`` is one process that serves. ``children``,
 ``keeper``, ``pool`` and ``supervisor`` are the parent, which never imports the
-application.
+application. ``log`` is what all of them write, ``terminal`` whose Ctrl-C they hear.
 """

@@ -394,7 +394,10 @@ def test_what_is_done_again_comes_out_the_same(clock: Clock) -> None:
     chance = random.Random(11)
     for _ in range(300):
         model_step(chance, first, clock)()
+    assert begin(first, "bound", {"k": b"1"}, user="ann")[0] == "saved"
     second = pickle.loads(pickle.dumps(first))
+    assert second._sessions == first._sessions
+    assert second._users == first._users
     state, time = chance.getstate(), clock.time
     answers = []
     for shard in (first, second):
