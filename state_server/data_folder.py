@@ -134,7 +134,21 @@ class DataDirLock:
         except OSError as error:
             os.close(descriptor)
             raise ConfigError(f"The lock {path} cannot be written: {error}.") from error
+        self._path = path
         self._descriptor: int | None = descriptor
+
+    def is_in_place(self) -> bool:
+        """Tell whether the file is there yet, and nobody else's.
+
+        Who deletes it lets another manager take a lock of the same name.
+        """
+        try:
+            return self._path.read_text() == str(os.getpid())
+        except FileNotFoundError:
+            return False
+        except (OSError, UnicodeDecodeError):
+            # A disk that fails is no reason to end.
+            return True
 
     def release(self) -> None:
         """Give the lock back. The file stays: deleting it would let two hold it.

@@ -26,6 +26,7 @@ from .data_folder import (
     STATE_FILE,
     DataDirLock,
     check_owner,
+    data_dir_is_locked,
     hash_seed_in_file,
     make_private_folder,
     sync,
@@ -191,7 +192,8 @@ def check(data_dir: Path, shared: Catalogue, *, strict: bool = False) -> Report:
     try:
         with StoreFile(path) as store:
             report.schema_version = store.schema_version
-            for problem in store.damage():
+            is_alone = not data_dir_is_locked(data_dir)
+            for problem in store.damage(is_alone=is_alone):
                 report.add(problem)
             if store.schema_version != SCHEMA_VERSION:
                 report.add(

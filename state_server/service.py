@@ -55,8 +55,13 @@ log = logging.getLogger("state_server.service")
 #: The records of limits that a room is given.
 Limits = TypeVar("Limits", HostLimits, KeepingLimits, EngineLimits)
 
-#: The exit code of the command when a setting must change.
+#: The exit codes of the command when it has lost its data folder, and when a setting
+#: must change.
+EXIT_LOST = 1
 EXIT_CONFIG = 2
+
+#: How often is looked whether the data folder is there yet.
+_LOOK_AT_FOLDER_S = 1.0
 
 
 class Service:
@@ -74,11 +79,15 @@ class Service:
         shared: Catalogue | None = None,
     ) -> None:
         self._settings = settings
+        #: Absolute, because a method may change the folder that this process is in.
+        self._folder = settings.data_dir.absolute()
         self._given_key = key
         self._catalogue = catalogue if shared is None else shared
         self._waiter, self._asked = socket.socketpair()
         self._asked.setblocking(False)
         self._stop_asked = False
+        #: Whether somebody has deleted the data folder, or another manager taken it.
+        self.has_lost_folder = False
         self._folder_lock: DataDirLock | None = None
         self._listener: socket.socket | None = None
         self._engine: Engine | None = None
@@ -106,7 +115,7 @@ class Service:
         settings = self._settings
         _check_threads()
         make_private_folder(settings.data_dir)
-        self._folder_lock = DataDirLock(settings.data_dir)
+        self._folder_lock = DataDirLock(self._folder)
         self.key = self._given_key or _key(settings)
         admin_key = _admin_key(settings.data_dir)
         for specification in settings.objects:
@@ -186,18 +195,51 @@ class Service:
             return
 
     def wait(self) -> None:
-        """Wait until the service is asked to stop."""
+        """Wait until the service is asked to stop, or its data folder is not its own.
+
+        ``has_lost_folder`` tells which.
+        """
         if threading.current_thread() is not threading.main_thread():
-            self._waiter.recv(1)
+            self._wait()
             return
         # A signal that comes just before this thread begins to wait interrupts nothing,
         # and its handler runs only when the thread does: so each signal sends a byte.
         former = signal.set_wakeup_fd(self._asked.fileno(), warn_on_full_buffer=False)
         try:
-            while not self._stop_asked:
-                self._waiter.recv(1)
+            self._wait()
         finally:
             signal.set_wakeup_fd(former)
+
+    def _wait(self) -> None:
+        self._waiter.settimeout(_LOOK_AT_FOLDER_S)
+        while not (self._stop_asked or self.has_lost_folder):
+            try:
+                self._waiter.recv(1)
+            except TimeoutError:
+                self._look_at_folder()
+
+    def _look_at_folder(self) -> None:
+        """Hold the folder's lock again where it was deleted, or have the service end.
+
+        It would go on with files that have no name any more: what it acknowledges would
+        be gone with it, and the next manager on the folder would serve beside it.
+        """
+        lock, folder = self._folder_lock, self._folder
+        if lock is None or lock.is_in_place():
+            return
+        state_is_gone = not (self._settings.memory or (folder / STATE_FILE).exists())
+        try:
+            if state_is_gone:
+                raise ConfigError(f"The state in the data folder {folder} was deleted.")
+            self._folder_lock = DataDirLock(folder)
+            lock.release()
+            log.warning("The lock of %s was deleted; it is there again.", folder)
+        except ConfigError as error:
+            if self._settings.memory and not isinstance(error, DataDirLocked):
+                # Nothing of this manager is there, and nobody else's.
+                return
+            self.has_lost_folder = True
+            log.critical("The manager ends, its data folder is lost: %s", error)
 
     def stop(self) -> None:
         """Drain and stop: running calls end, within the time the settings give."""
@@ -250,14 +292,19 @@ class Service:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            if self.address is not None and self.address.path is not None:
-                _remove(Path(self.address.path))
-            _remove(self._settings.data_dir / ADDRESS_FILE)
+            if not self.has_lost_folder:
+                self._remove_traces()
         if self._folder_lock is not None:
             self._folder_lock.release()
             self._folder_lock = None
         self._waiter.close()
         self._asked.close()
+
+    def _remove_traces(self) -> None:
+        """Remove what tells clients that a manager is here."""
+        if self.address is not None and self.address.path is not None:
+            _remove(Path(self.address.path))
+        _remove(self._folder / ADDRESS_FILE)
 
     def _control(self, verb: str, args: tuple[Any, ...], is_admin: bool) -> object:
         """Answer a call to the manager itself."""
@@ -356,7 +403,7 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     service.wait()
     service.stop()
     forget_signals()
-    return 0
+    return EXIT_LOST if service.has_lost_folder else 0
 
 
 def fix_hash_seed(settings: ManagerSettings, *, may_draw: bool = True) -> None:

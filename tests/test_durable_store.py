@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from state_server.client.link import new_lane
+from state_server.errors import ConfigError
 from state_server.keeping.commits import Change, ReplyRecord
 from state_server.messages import Lane
 from state_server.store import SqliteStore, StoreFile
@@ -64,6 +66,121 @@ def test_a_log_that_grew_beside_a_reader_shrinks_again(store: SqliteStore) -> No
         assert log.stat().st_size > 80 * len(image)
     commit_some(3)
     assert log.stat().st_size <= 64 * len(image)
+
+
+# A damaged log -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed(store: SqliteStore, tmp_path: Path) -> Path:
+    """Return what a manager leaves that is killed after six commits."""
+    for number in range(1, 7):
+        commit(store, minted(0), number)
+    return copied(store, tmp_path / "killed")
+
+
+def copied(store: SqliteStore, folder: Path) -> Path:
+    """Copy a store as it is on disk, with its log."""
+    folder.mkdir()
+    for ending in ("", "-wal"):
+        shutil.copy(f"{store.path}{ending}", folder)
+    return folder / store.path.name
+
+
+def log_of(path: Path) -> Path:
+    """Return the log of a store."""
+    return path.with_name(path.name + "-wal")
+
+
+def page_in_log(number: int) -> int:
+    """Return where a page begins in the log."""
+    return 32 + number * _LOGGED_PAGE_BYTES
+
+
+@pytest.mark.parametrize("place", [0, 20, *(page_in_log(n) + 2000 for n in range(8))])
+@pytest.mark.parametrize("damage", [bytes([0x55]), bytes(4096)])
+def test_a_log_that_is_damaged_before_its_last_commit_is_refused(
+    killed: Path, place: int, damage: bytes
+) -> None:
+    """SQLite ends it there, and gives out again what was given out in later commits."""
+    log = bytearray(log_of(killed).read_bytes())
+    log[place : place + len(damage)] = damage
+    log_of(killed).write_bytes(log)
+    before = killed.read_bytes()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="acknowledged come after the damage"):
+            SqliteStore(killed)
+        assert log_of(killed).read_bytes() == log
+        assert killed.read_bytes() == before
+
+
+@pytest.mark.parametrize("pages", [(2,), (1,), (2, 1)])
+@pytest.mark.parametrize("left", ["nothing", "half", "noise", "the end of the file"])
+def test_a_last_commit_that_is_not_whole_is_no_damage(
+    killed: Path, pages: tuple[int, ...], left: str
+) -> None:
+    """A power cut leaves any of its pages away, or half of one: what was before counts.
+
+    It has written two pages, as the first of these tests shows; ``pages`` are counted
+    from the end of the log.
+    """
+    log = bytearray(log_of(killed).read_bytes())
+    in_log = len(log) // _LOGGED_PAGE_BYTES
+    for page in (in_log - page for page in pages):
+        begin = page_in_log(page) + (2000 if left == "half" else 0)
+        end = page_in_log(page + 1)
+        log[begin:end] = (os.urandom if left == "noise" else bytes)(end - begin)
+    if left == "the end of the file":
+        del log[page_in_log(in_log - pages[0]) + 100 :]
+    log_of(killed).write_bytes(log)
+    store = SqliteStore(killed)
+    stored = store.load(("Counter", "default"))
+    store.close()
+
+    assert stored is not None
+    assert stored.generation == 5
+
+
+def test_pages_of_a_former_log_are_no_damage(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    """Once it is in the file a log is begun anew, over the old one."""
+    for number in range(1, 30):
+        commit(store, minted(0), number)
+    store._writer.execute("pragma wal_checkpoint(restart)")
+    commit(store, minted(0), 30)
+    path = copied(store, tmp_path / "killed")
+    assert log_of(path).stat().st_size > page_in_log(50)
+    again = SqliteStore(path)
+    stored = again.load(("Counter", "default"))
+    again.close()
+
+    assert stored is not None
+    assert stored.generation == 30
+
+
+def test_what_a_fence_has_written_over_is_no_damage(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    """Behind it lies the rest of the commit that failed, which counts no more."""
+    commit(store, minted(0), 1)
+    before = log_of(store.path).read_bytes()
+    commit(store, minted(0), 2)
+    failed = log_of(store.path).read_bytes()[len(before) :]
+    path = copied(store, tmp_path / "killed")
+    log_of(path).write_bytes(before)
+    fenced = SqliteStore(path)
+    fenced.fence()
+    log = log_of(path).read_bytes()
+    log_of(path).write_bytes(log + failed[len(log) - len(before) :])
+    again = copied(fenced, tmp_path / "again")
+    fenced.close()
+    store = SqliteStore(again)
+    stored = store.load(("Counter", "default"))
+    store.close()
+
+    assert stored is not None
+    assert stored.generation == 1
 
 
 def test_replies_are_forgotten_by_the_age_of_their_commit(store: SqliteStore) -> None:

@@ -887,6 +887,32 @@ def test_check_works_beside_a_manager(start_manager: StartManager) -> None:
     assert (report["loaded"], report["remembered_replies"]) == (1, 1)
 
 
+def test_what_a_damaged_log_leaves_can_be_brought_back(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """A check tells it; what was before the damage is dumped, and loaded elsewhere."""
+    manager = start_manager()
+    with manager.client() as client:
+        for number in range(1, 9):
+            assert client.get("SomeObj").query() == number
+    manager.kill()
+    log = manager.data_dir / "state.db-wal"
+    whole = log.read_bytes()
+    # Each commit but the first is of two pages: from here on three cannot be read.
+    log.write_bytes(whole[: -6 * 4120] + bytes(100) + whole[-6 * 4120 + 100 :])
+    report = operating.check(manager.data_dir, Catalogue())
+    assert any("log (state.db-wal) is damaged" in text for text in report.problems)
+    with pytest.raises(ConfigError, match="python -m state_server dump"):
+        operating.load(manager.data_dir, [])
+
+    lines = io.StringIO()
+    assert operating.dump(manager.data_dir, lines) == 1
+    operating.load(tmp_path / "new", lines.getvalue().splitlines())
+    with StoreFile(tmp_path / "new" / "state.db") as store:
+        (row,) = store.rows()
+    assert image.parts_of(row.image).state == {"param": 5}
+
+
 def test_check_loads_modules_where_the_command_was_typed(tmp_path: Path) -> None:
     """--objects names a module; journals are replayed under the folder's hash seed."""
     (tmp_path / "diaries.py").write_text(

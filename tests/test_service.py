@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import state_server
-from state_server.data_folder import lock_holder
+from state_server.data_folder import DataDirLock, lock_holder
 from state_server.errors import ConfigError, Overloaded
 from state_server.service import Service
 from state_server.settings import ManagerSettings
@@ -511,6 +512,76 @@ def test_a_closed_standard_output_is_no_obstacle(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(20) == 0
     assert b"Ready at" in (tmp_path / "log").read_bytes()
+
+
+# The folder is touched ---------------------------------------------------------------
+
+
+def test_a_deleted_lock_is_taken_again(start_manager: StartManager) -> None:
+    """Who deletes it as a left-over starts no second manager on the same state."""
+    manager = start_manager()
+    (manager.data_dir / "manager.lock").unlink()
+    wait_until(lambda: lock_holder(manager.data_dir) == manager.pid, what="a lock")
+    with manager.client(timeout=10) as client:
+        assert client.get("SomeObj").query() == 1
+    assert "The lock of" in manager.log
+
+
+def test_a_manager_whose_folder_is_deleted_ends(start_manager: StartManager) -> None:
+    """It would go on to acknowledge what is on no disk; the next one begins anew."""
+    manager = start_manager()
+    with manager.client(timeout=10) as client:
+        assert client.get("SomeObj").query() == 1
+        shutil.rmtree(manager.data_dir)
+        assert manager.process is not None
+        assert manager.process.wait(20) == 1
+        assert "its data folder is lost" in manager.log
+        manager.start()
+        assert client.get("SomeObj").query() == 1
+
+
+def test_a_manager_whose_folder_another_one_has_ends(
+    start_manager: StartManager, tmp_path: Path
+) -> None:
+    """What tells clients of the other one stays."""
+    manager = start_manager()
+    other = DataDirLock(tmp_path)
+    try:
+        (tmp_path / "manager.lock").replace(manager.data_dir / "manager.lock")
+        assert manager.process is not None
+        assert manager.process.wait(20) == 1
+    finally:
+        other.release()
+    assert f"in use by another manager (process {os.getpid()})" in manager.log
+    assert (manager.data_dir / "address").exists()
+
+
+WANDERER = """
+import os
+from state_server import share
+
+@share
+class Wanderer:
+    def go(self):
+        os.chdir("/")
+"""
+
+
+def test_a_method_may_change_the_folder_of_the_process(tmp_path: Path) -> None:
+    """A data folder that was named by a relative path is found all the same."""
+    (tmp_path / "wanderer.py").write_text(WANDERER)
+    manager = ManagerProcess(
+        tmp_path, "--objects", "wanderer", "--data-dir", "var"
+    ).start()
+    with manager.client(timeout=10) as client:
+        client.get("Wanderer").go()
+        (manager.data_dir / "manager.lock").unlink()
+        wait_until(lambda: lock_holder(manager.data_dir) == manager.pid, what="a lock")
+    assert manager.stop() == 0
+    assert not (manager.data_dir / "address").exists()
+
+
+# The start ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["authkey", "adminkey"])

@@ -118,7 +118,7 @@ class SqliteStore:
         self._recaller_lock = threading.Lock()
         try:
             if path.exists():
-                look_at(path, bytes_checked=_CHECKED_BYTES_MAX)
+                look_at(path, bytes_checked=_CHECKED_BYTES_MAX, is_alone=True)
             else:
                 make_empty(path)
             self._writer = opened(path, busy_timeout_s)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..data_folder import sync
 from ..errors import ConfigError, StoreError
 from ..keeping.commits import ObjectName, Stored
+from .write_ahead import commits_are_lost
 
 #: The number of the tables below; a file with another one is not opened.
 SCHEMA_VERSION = 1
@@ -23,6 +24,12 @@ FILE_HEAD = b"SQLite format 3\0"
 
 #: Problems of one file that SQLite is asked for.
 _PROBLEMS_MAX = 100
+
+#: What is wrong with a log that ends in its middle.
+LOST_COMMITS = (
+    "its log (state.db-wal) is damaged, and commits that were acknowledged come after "
+    "the damage. What was before can be read, with `python -m state_server dump`"
+)
 
 #: What gives a store, or a copy of one, an epoch of its own: eight random bytes.
 NEW_EPOCH = "update about set value = ? where name = 'epoch'"
@@ -120,12 +127,15 @@ def unusable(path: Path, error: Exception) -> ConfigError:
     )
 
 
-def look_at(path: Path, *, bytes_checked: int = 0) -> dict[str, bytes]:
+def look_at(
+    path: Path, *, bytes_checked: int = 0, is_alone: bool = False
+) -> dict[str, bytes]:
     """Return what a file says of itself; raise an error if it is none of ours.
 
     Opening a database for writing may change it: its journal mode, or what the log
     next to it brings. Hence this comes first, by a connection that cannot write.
     ``bytes_checked``: a file up to this size is looked through for damage as well.
+    ``is_alone``: nobody else writes to it, so its log can be looked at, too.
     """
     if path.stat().st_size == 0:
         raise sqlite3.DatabaseError("the file is empty")
@@ -138,6 +148,8 @@ def look_at(path: Path, *, bytes_checked: int = 0) -> dict[str, bytes]:
             problems = damage_in(connection, "quick_check")
             if problems:
                 raise sqlite3.DatabaseError(problems[0])
+        if is_alone and commits_are_lost(path):
+            raise sqlite3.DatabaseError(LOST_COMMITS)
     finally:
         connection.close()
     version = int(about.get("schema_version", 0))
@@ -178,7 +190,7 @@ def fold_log(path: Path, hash_seed: int | None) -> bool:
     """
     try:
         # SQLite may write to a damaged file, or delete the log of an empty one.
-        look_at(path)
+        look_at(path, is_alone=True)
         connection = opened(path, 2.0)
     except (sqlite3.Error, ValueError) as error:
         if "locked" not in str(error):

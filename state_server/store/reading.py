@@ -12,6 +12,7 @@ from ..data_folder import STATE_FILE, hash_seed_in_file, sync
 from ..errors import StoreError
 from .database import (
     KEEP_SEED,
+    LOST_COMMITS,
     NEW_EPOCH,
     TABLES,
     StoredRow,
@@ -19,6 +20,7 @@ from .database import (
     look_at,
     unusable,
 )
+from .write_ahead import commits_are_lost
 
 #: Pages that are copied at a stretch; a signal is heard in between.
 _COPIED_PAGES = 1024
@@ -72,8 +74,11 @@ class StoreFile:
         """Close the file."""
         self._connection.close()
 
-    def damage(self) -> list[str]:
-        """Return what is missing, and up to a hundred faults that SQLite finds."""
+    def damage(self, *, is_alone: bool = False) -> list[str]:
+        """Return what is missing, and up to a hundred faults that SQLite finds.
+
+        ``is_alone``: nobody else writes to it, so its log can be looked at, too.
+        """
         problems = [] if "epoch" in self.about else ["it has no epoch"]
         names = "select name from sqlite_master where type = 'table'"
         try:
@@ -81,6 +86,8 @@ class StoreFile:
         except sqlite3.Error as error:
             return [str(error)]
         problems += [f"it has no table {name}" for name in sorted(TABLES - tables)]
+        if is_alone and commits_are_lost(self.path):
+            problems.append(LOST_COMMITS)
         return problems + damage_in(self._connection, "integrity_check")
 
     def count(self, table: str) -> int:
