@@ -27,6 +27,7 @@ from .kept import COMMON_KEY
 
 CALL_TIMEOUT_S = 60.0
 _HANDSHAKE_TIMEOUT_S = 30.0
+#: The number of a call, and where it is in the frame: after length, mark and kind.
 _NUMBER = struct.Struct("!Q")
 _NUMBER_AT = 6
 _DONE = bytes((wire.MARK, wire.DONE))

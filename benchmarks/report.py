@@ -124,7 +124,7 @@ class Machine:
             **self.facts,
             "busy with other things before": _shown(_others_share()),
         }
-        self._began, self._began_at = _ProcessorTime.now(), time.monotonic()
+        self._began = _ProcessorTime.now()
 
     def end(self) -> None:
         """Note how busy others kept the processors since the beginning, and do now."""

@@ -3,6 +3,8 @@
 See the README for the two commands that show it, and docs/ for the rest.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .client import Client, Handle, connect
 from .codec import allow
 from .errors import (
@@ -25,10 +27,12 @@ from .errors import (
     Unloadable,
     Unreachable,
 )
-from .manager import StateManager
 from .replayable import Unchanged, now, random
 from .sharing import readonly, share
 from .version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from .manager import StateManager
 
 __all__ = [
     "Client",
@@ -61,3 +65,12 @@ __all__ = [
     "readonly",
     "share",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the manager's half when it is asked for: workers and clients need none."""
+    if name == "StateManager":
+        from .manager import StateManager
+
+        return StateManager
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

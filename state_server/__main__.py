@@ -16,6 +16,7 @@ from .client import Client, connect
 from .data_folder import EXIT_LOCKED, DataDirLocked, lock_holder
 from .errors import ConfigError, StateServerError
 from .objects import add_ready_made
+from .operating import counted
 from .service import EXIT_CONFIG, fix_hash_seed
 from .service import main as run_manager
 from .settings import CommonSettings, ManagerSettings, from_environment
@@ -23,7 +24,9 @@ from .sharing import catalogue
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
-#: How long ``stop`` waits for the running calls to end.
+#: Without ``--timeout``: how long a manager may take to answer, and how long ``stop``
+#: waits for the running calls to end.
+_ASK_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 30.0
 
 _EXIT_CODES = f"""\
@@ -107,8 +110,9 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _client(options: argparse.Namespace) -> Client:
+    timeout_s = _ASK_TIMEOUT_S if options.timeout is None else options.timeout
     return connect(
-        options.address, data_dir=options.data_dir, timeout=options.timeout, admin=True
+        options.address, data_dir=options.data_dir, timeout=timeout_s, admin=True
     )
 
 
@@ -119,8 +123,8 @@ def _back_up(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
     copied = operating.back_up(data_dir, options.file, force=options.force)
     print(
-        f"Backed up {copied.objects} objects of {data_dir} to {options.file} "
-        f"({copied.size} bytes); the copy was verified."
+        f"Backed up {counted(copied.objects, 'object')} of {data_dir} to "
+        f"{options.file} ({copied.size} bytes); the copy was verified."
     )
     return 0
 
@@ -128,7 +132,8 @@ def _back_up(options: argparse.Namespace) -> int:
 def _restore(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
     copied = operating.restore(data_dir, options.file, trust=options.trust)
-    print(f"Restored {copied.objects} objects from {options.file} to {data_dir}.")
+    objects = counted(copied.objects, "object")
+    print(f"Restored {objects} from {options.file} to {data_dir}.")
     if copied.kept is not None:
         print(f"The state that was there is kept as {copied.kept}.")
     return 0
@@ -157,25 +162,19 @@ def _dump(options: argparse.Namespace) -> int:
         return 0
     with operating.dump_file(data_dir, options.file, force=options.force) as file:
         count = operating.dump(data_dir, file)
-    print(f"Dumped {count} objects of {data_dir} to {options.file}.")
+    print(f"Dumped {counted(count, 'object')} of {data_dir} to {options.file}.")
     return 0
 
 
 def _load(options: argparse.Namespace) -> int:
     data_dir = _data_dir(options)
-    try:
-        file = options.file.open(encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(
-            f"Nothing was loaded: {options.file} cannot be read: {error}."
-        ) from error
-    with file:
+    with operating.lines_of_dump(options.file) as lines:
         loaded = operating.load(
-            data_dir, file, replace=options.replace, trust=options.trust
+            data_dir, lines, replace=options.replace, trust=options.trust
         )
     print(
-        f"Loaded {options.file} into {data_dir}: {loaded.added} objects added, "
-        f"{loaded.replaced} replaced, {loaded.kept} kept as they were."
+        f"Loaded {options.file} into {data_dir}: {counted(loaded.added, 'object')} "
+        f"added, {loaded.replaced} replaced, {loaded.kept} kept unchanged."
     )
     return 0
 
@@ -206,15 +205,29 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("manager", help="start a manager (see manager --help)")
     _add_asking(verbs, "ping", _ping, "measure the way to the manager and back")
     _add_asking(verbs, "status", _status, "show the manager's numbers as JSON")
-    _add_asking(verbs, "stop", _stop, "stop the manager; needs the folder's admin key")
-    backup = _add(
+    _add_asking(
         verbs,
-        "backup",
-        _back_up,
-        "copy the state to a file; a running manager goes on answering",
+        "stop",
+        _stop,
+        "stop the manager; needs the folder's admin key",
+        f"{_ASK_TIMEOUT_S:g} to be answered, {_STOP_TIMEOUT_S:g} for calls to end",
     )
+    _add_backup(verbs)
+    _add_restore(verbs)
+    _add_check(verbs)
+    _add_dump(verbs)
+    _add_load(verbs)
+    return parser
+
+
+def _add_backup(verbs: Any) -> None:
+    text = "copy the state to a file; a running manager goes on answering"
+    backup = _add(verbs, "backup", _back_up, text)
     backup.add_argument("file", type=Path, metavar="FILE", help="where to, mode 0600")
     backup.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _add_restore(verbs: Any) -> None:
     restore = _add(
         verbs,
         "restore",
@@ -228,34 +241,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="others may have written FILE; it runs code",
     )
-    _add_check(verbs)
-    dump = _add(
-        verbs,
-        "dump",
-        _dump,
-        "write every object as a line of JSON, for people and tools",
-    )
-    dump.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE", help="- or none: standard output"
-    )
-    dump.add_argument("--force", action="store_true", help="replace FILE")
-    load = _add(
-        verbs,
-        "load",
-        _load,
-        "put the objects of a dump into the state, all or none; only while no manager "
-        "runs",
-    )
-    load.add_argument("file", type=Path, metavar="FILE", help="a dump")
-    load.add_argument(
-        "--replace",
-        action="store_true",
-        help="replace objects that exist already (default: they stay as they are)",
-    )
-    load.add_argument(
-        "--trust", action="store_true", help="read pickles in FILE, which runs code"
-    )
-    return parser
 
 
 def _add_check(verbs: Any) -> None:
@@ -280,12 +265,49 @@ def _add_check(verbs: Any) -> None:
     check.add_argument("--json", action="store_true", help="report as JSON")
 
 
+def _add_dump(verbs: Any) -> None:
+    text = "write every object as a line of JSON, for people and tools"
+    dump = _add(verbs, "dump", _dump, text)
+    dump.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="- or none: standard output"
+    )
+    dump.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _add_load(verbs: Any) -> None:
+    load = _add(
+        verbs,
+        "load",
+        _load,
+        "put the objects of a dump into the state, all or none; only while no manager "
+        "runs",
+    )
+    load.add_argument("file", type=Path, metavar="FILE", help="a dump")
+    load.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace objects that exist already (default: they stay as they are)",
+    )
+    load.add_argument(
+        "--trust", action="store_true", help="read pickles in FILE, which runs code"
+    )
+
+
 def _add_asking(
-    verbs: Any, verb: str, run: Callable[[argparse.Namespace], int], text: str
+    verbs: Any,
+    verb: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    usual_timeout: str = f"{_ASK_TIMEOUT_S:g}",
 ) -> None:
     parser = _add(verbs, verb, run, text)
     parser.add_argument("--address", default=None, help="unix:///path, tcp://host:port")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=None,
+        help=f"seconds (default: {usual_timeout})",
+    )
 
 
 def _add(

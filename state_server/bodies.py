@@ -32,13 +32,16 @@ _ALIGNMENT = 16
 _TEXT = frozenset({str})
 
 
-def pack(value: object, offset: int) -> tuple[bytes, Sequence[Payload]]:
+def pack(
+    value: object, offset: int, *, is_call: bool = False
+) -> tuple[bytes, Sequence[Payload]]:
     """Return the body of ``value`` for a frame with ``offset`` bytes before it.
 
     It comes as bytes, and what follows them: the memory of live arrays, which is not
-    copied. Raises what ``codec.encode`` does.
+    copied. ``is_call``: the value is what ``arguments_of`` reads, and an error names
+    the argument. Raises what ``codec.encode`` does.
     """
-    data, buffers = codec.encode_with_buffers(value)
+    data, buffers = codec.encode_with_buffers(value, is_call=is_call)
     if not buffers:
         return data, ()
     head_size = _HEAD.size + _BUFFER.size * len(buffers)

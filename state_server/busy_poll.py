@@ -35,8 +35,8 @@ class BusyPoll:
     Used by one thread at a time: the leader, or the one whose call a link carries.
     ``poll`` takes a timeout, in whatever unit, and returns at once for 0. ``busy_s`` is
     the moment in seconds, a quarter of it where others want the processor; with 0 it
-    always sleeps. ``is_alone`` tells whether no other
-    thread of the process is likely to want the interpreter meanwhile.
+    always sleeps. ``is_alone`` tells whether no other thread of the process is likely
+    to want the interpreter meanwhile.
     """
 
     __slots__ = ("_busy_s", "_is_alone", "_pause", "_poll", "_waits_left")

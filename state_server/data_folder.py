@@ -7,6 +7,7 @@ state in ``store``.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -27,6 +28,9 @@ SOCKET_FILE = "manager.sock"
 STATE_FILE = "state.db"
 HASH_SEED_FILE = "hashseed"
 
+#: What a lock that somebody else has is told as; of Windows the last two.
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+
 #: Locked by the manager that uses the folder; it holds its process id.
 _LOCK_FILE = "manager.lock"
 
@@ -41,10 +45,12 @@ def make_private_folder(path: Path) -> None:
     """Make ``path`` a folder that only its owner can enter.
 
     An empty folder of ours is made private. Raises ``ConfigError`` when others may
-    enter a folder that holds something already: it may have been read.
+    enter a folder that holds something already: it may have been read. One of somebody
+    else is refused.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(path)
         if sys.platform != "win32" and not any(path.iterdir()):
             path.chmod(0o700)
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -57,6 +63,36 @@ def make_private_folder(path: Path) -> None:
             f"The data folder {path} can be entered by others (mode {mode:04o}); "
             f"it holds the key and the state. Run: chmod 700 {path}"
         )
+
+
+def check_owner(path: Path) -> None:
+    """Refuse a data folder of somebody else, which root may enter.
+
+    A manager that was started with sudo, by mistake, would leave files there that the
+    right one cannot open afterwards.
+    """
+    if sys.platform == "win32":
+        return
+    owner, ours = path.stat().st_uid, os.geteuid()
+    if owner != ours:
+        raise ConfigError(
+            f"The data folder {path} belongs to {user_name(owner)}, and you are "
+            f"{user_name(ours)}. Files made now would be yours, and of no use to "
+            f"{user_name(owner)}. Run the command as {user_name(owner)}, or give the "
+            f"folder and all that is in it to {user_name(ours)}."
+        )
+
+
+def user_name(number: int) -> str:
+    """Return the name of a user, or words with the number of one that has none."""
+    if sys.platform == "win32":
+        return f"user {number}"
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 # Who holds it ------------------------------------------------------------------------
@@ -78,7 +114,14 @@ class DataDirLock:
             raise ConfigError(f"The lock {path} cannot be opened: {error}.") from error
         try:
             _lock_exclusively(descriptor)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                os.close(descriptor)
+                raise ConfigError(
+                    f"The lock {path} cannot be taken: {error}. Two managers could use "
+                    "the folder at once. Put it on a disk of this machine, or on one "
+                    "whose file system has locks (flock)."
+                ) from error
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise DataDirLocked(
@@ -194,9 +237,18 @@ def hash_seed_in_file(data_dir: Path) -> int | None:
 
 
 def draw_hash_seed(data_dir: Path) -> int:
-    """Draw the hash seed of a data folder that has none; return it."""
+    """Draw the hash seed of a data folder that has none; return it.
+
+    Raises ``ConfigError`` when it cannot be written.
+    """
     seed = secrets.randbelow(2**32)
-    write_whole(data_dir / HASH_SEED_FILE, f"{seed}\n".encode())
+    path = data_dir / HASH_SEED_FILE
+    try:
+        write_whole(path, f"{seed}\n".encode())
+    except OSError as error:
+        raise ConfigError(
+            f"The hash seed {path} cannot be written: {error}."
+        ) from error
     return seed
 
 

@@ -64,8 +64,6 @@ class NotOffered(Refused, AttributeError):
 class Denied(Refused, PermissionError):
     """The key was wrong, or the operation needs a right the caller has not shown."""
 
-    status = 500
-
 
 class NotAllowed(Refused, TypeError):
     """A value holds a type that may not travel."""

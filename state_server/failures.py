@@ -17,9 +17,19 @@ from .messages import Failure, Payload
 #: The code of a failure that the object's own code raised.
 RAISED = "Raised"
 
-#: How much text of one error travels; the end of a traceback says the most.
+#: How much text of one error travels. Of a traceback the end says the most, unless the
+#: error has a long text: then the beginning says where it was raised.
 _TEXT_MAX = 8_000
-_TRACEBACK_MAX = 30_000
+_TRACEBACK_BEGIN_MAX = 10_000
+_TRACEBACK_END_MAX = 19_900
+#: Notes that were added to an error.
+_NOTES_MAX = 20
+
+#: The types of the fields of a ``Failure``, as they are decoded.
+_FIELD_TYPES = (str, str, str, str, bytes, tuple, str)
+
+#: Constructors that do no more with their arguments than to keep them.
+_PLAIN_INITS = (Exception.__init__, BaseException.__init__, OSError.__init__)
 
 
 def refusal(error: StateServerError) -> Failure:
@@ -50,7 +60,7 @@ def _described(error: BaseException) -> Failure:
         cls.__qualname__,
         _encoded_arguments(error),
         tuple(_safely(repr, argument)[:200] for argument in error.args[:20]),
-        _formatted(error)[-_TRACEBACK_MAX:],
+        _shortened(_formatted(error)),
     )
 
 
@@ -65,9 +75,6 @@ def unpack(body: Payload) -> Failure:
     if not isinstance(fields, tuple) or tuple(map(type, fields)) != _FIELD_TYPES:
         return Failure("RemoteError", "The manager sent a failure of an unknown form.")
     return Failure(*fields)
-
-
-_FIELD_TYPES = (str, str, str, str, bytes, tuple, str)
 
 
 def error_from(failure: Failure) -> Exception:
@@ -93,7 +100,7 @@ def _rebuilt(failure: Failure) -> Exception | None:
         error = cls.__new__(cls, *arguments)
         if type(error) is cls and isinstance(error, Exception):
             if cls.__init__ in _PLAIN_INITS or cls.__module__ == "builtins":
-                error.__init__(*arguments)  # type: ignore[misc]
+                cls.__init__(error, *arguments)
             else:
                 error.args = tuple(arguments)
             error.__dict__.update(state)
@@ -102,9 +109,6 @@ def _rebuilt(failure: Failure) -> Exception | None:
         # Whatever is wrong with the arguments, the caller still learns what was raised.
         return None
     return None
-
-
-_PLAIN_INITS = (Exception.__init__, BaseException.__init__, OSError.__init__)
 
 
 def _remote_error(failure: Failure) -> RemoteError:
@@ -134,6 +138,10 @@ def _encoded_arguments(error: BaseException) -> bytes:
         for name, value in getattr(error, "__dict__", {}).items()
         if name not in ("__notes__", "remote_traceback")
     }
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):
+        texts = [note[:_TEXT_MAX] for note in notes if isinstance(note, str)]
+        state["__notes__"] = texts[:_NOTES_MAX]
     arguments = _arguments(error)
     try:
         return codec.encode((arguments, state))
@@ -160,6 +168,15 @@ def _formatted(error: BaseException) -> str:
     except Exception as formatting:
         # An error whose own methods raise must not hide that it was raised.
         return f"{type(error).__qualname__} (its traceback failed: {formatting!r})"
+
+
+def _shortened(text: str) -> str:
+    """Leave the middle of a long text away."""
+    left_out = len(text) - _TRACEBACK_BEGIN_MAX - _TRACEBACK_END_MAX
+    if left_out <= 0:
+        return text
+    begin, end = text[:_TRACEBACK_BEGIN_MAX], text[-_TRACEBACK_END_MAX:]
+    return f"{begin}\n[{left_out} characters are left out here]\n{end}"
 
 
 def _safely(render: Any, value: object) -> str:

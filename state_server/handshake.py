@@ -129,7 +129,10 @@ class ClientHandshake:
     def _send_challenge(self, payload: bytes) -> tuple[list[bytes], bool]:
         if payload != ACCEPTED:
             raise Denied(
-                "The server rejected the key: client and server use different ones."
+                "The server rejected the key: client and server use different ones. A "
+                "manager's is in the file authkey of its data folder, unless it was "
+                "given one; name it by STATE_SERVER_DATA_DIR or "
+                "STATE_SERVER_AUTHKEY_FILE."
             )
         self._step = self._check_answer
         return [CHALLENGE + self.nonces[1]], False

@@ -17,8 +17,8 @@ from .settings import ManagerSettings
 def wanted_address(settings: ManagerSettings) -> Address:
     """Return the address that the settings name, or the one in the data folder.
 
-    A path is absolute, because clients read it in folders of their own.
-    Raises ``ConfigError`` for one that any machine can reach, unless that is wanted.
+    A path is absolute, because clients read it in folders of their own. Raises
+    ``ConfigError`` for one that any machine can reach, unless that is wanted.
     """
     if settings.address is not None:
         address = parse_address(settings.address)
@@ -27,7 +27,6 @@ def wanted_address(settings: ManagerSettings) -> Address:
     elif sys.platform == "win32":
         address = Address(host="127.0.0.1", port=0)
     else:
-        # Absolute, because clients read it in folders of their own.
         address = parse_address(settings.data_dir.absolute() / SOCKET_FILE)
     if address.is_wildcard and not settings.allow_wildcard:
         raise ConfigError(

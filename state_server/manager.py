@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.managers
 import multiprocessing.util
 import os
+import queue
 import shutil
 import tempfile
 import threading
@@ -22,16 +23,22 @@ from typing import Any, TypeVar, overload
 
 from .addresses import Address, parse_address
 from .client import Client, connect
+from .codec import allow
 from .data_folder import KEY_FILE, write_whole
 from .errors import ConfigError, Refused
 from .objects import add_ready_made
 from .service import Service, stop_on_signals
-from .settings import ManagerSettings
+from .settings import ManagerSettings, checked_key
 from .sharing import Catalogue, catalogue, describe_class, describe_factory
 
 T = TypeVar("T")
 
 _START_TIMEOUT_S = 30.0
+
+# A queue is what managers are asked for most, and these are its ordinary answers: who
+# calls it has an ``except`` for them.
+allow(queue.Empty)
+allow(queue.Full)
 
 
 class Server:
@@ -98,7 +105,8 @@ class StateManager(multiprocessing.managers.BaseManager):
     neither, the data folder says both. ``data_dir``: where keys and socket live; a
     temporary folder for a manager that is started here, unless given.
     ``shutdown_timeout``: seconds for running calls to end. ``allow_wildcard``: permit
-    an address that any machine can reach.
+    an address that any machine can reach. ``memory``: keep nothing on disk, as is
+    right for tests.
     """
 
     def __init__(
@@ -111,17 +119,16 @@ class StateManager(multiprocessing.managers.BaseManager):
         shutdown_timeout: float = 10.0,
         data_dir: str | os.PathLike[str] | None = None,
         allow_wildcard: bool = False,
+        memory: bool = False,
     ) -> None:
         if serializer != "pickle":
             raise ConfigError(
                 f"The serializer {serializer!r} is not offered; the wire is the "
                 "checked pickle that stock clients use by default."
             )
-        key = authkey.encode() if isinstance(authkey, str) else authkey
-        if key is not None and not key:
-            raise ConfigError("The authkey given is empty.")
+        key = None if authkey is None else checked_key(authkey)
         super().__init__(None, key, serializer, ctx)
-        self._given_key = None if key is None else bytes(key)
+        self._given_key = key
         self._given_address = None if address is None else parse_address(address)
         self._where = self._given_address
         self._given_folder = None if data_dir is None else Path(data_dir)
@@ -131,6 +138,7 @@ class StateManager(multiprocessing.managers.BaseManager):
         self._started: _StartedServer | None = None
         self._stop_timeout_s = shutdown_timeout
         self._allow_wildcard = allow_wildcard
+        self._memory = memory
         self._context = ctx or multiprocessing.get_context()
 
     @classmethod
@@ -333,6 +341,7 @@ class StateManager(multiprocessing.managers.BaseManager):
             address=None if self._given_address is None else str(self._given_address),
             drain_timeout_s=self._stop_timeout_s,
             allow_wildcard=self._allow_wildcard,
+            memory=self._memory,
         )
         return settings, own_folder
 

@@ -9,6 +9,7 @@ dump are, ``dumps`` tells.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -24,15 +25,18 @@ from .data_folder import (
     HASH_SEED_FILE,
     STATE_FILE,
     DataDirLock,
+    check_owner,
     hash_seed_in_file,
     make_private_folder,
     sync,
+    user_name,
 )
 from .dumps import line_of, rows_of
 from .errors import ConfigError, StoreError, Unloadable
 from .keeping import journal, loaded
 from .sharing import Catalogue
 from .store import (
+    FILE_HEAD,
     SCHEMA_VERSION,
     Inserted,
     SqliteStore,
@@ -86,22 +90,29 @@ class Report:
         """Return the report for people."""
         lines = [
             f"{self.path}, schema {self.schema_version}",
-            f"{self.objects} objects, {self.loaded} loaded with their class",
-            f"{self.migrations} are of an older version of it and would be migrated",
-            f"{self.journalled_calls} journalled calls",
-            f"{self.remembered_replies} remembered replies",
+            f"{counted(self.objects, 'object')}, {self.loaded} loaded with the class",
+            f"{self.migrations} of an older version of it, which would be migrated",
+            counted(self.journalled_calls, "journalled call"),
+            f"{self.remembered_replies} remembered "
+            + ("reply" if self.remembered_replies == 1 else "replies"),
         ]
         for name, count in self.classes_not_given.items():
             lines.append(
-                f"{count} objects of {name!r} not loaded: name it by --objects, "
-                f"or share the class it became with aliases=({name!r},)"
+                f"{counted(count, 'object')} of {name!r} not loaded: name it by "
+                f"--objects, or share the class it became with aliases=({name!r},)"
             )
         lines += [f"PROBLEM: {problem}" for problem in self.problems]
         untold = self.problem_count - len(self.problems)
         if untold:
             lines.append(f"PROBLEM: and {untold} more")
-        lines.append("no problem" if self.is_good else f"{self.problem_count} problems")
+        found = counted(self.problem_count, "problem")
+        lines.append("no problem" if self.is_good else found)
         return lines
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something, in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 # Verbs -------------------------------------------------------------------------------
@@ -134,9 +145,15 @@ def restore(data_dir: Path, source: Path, *, trust: bool = False) -> Copied:
     refusal = "Nothing was restored"
     if not source.is_file():
         raise ConfigError(f"{refusal}: there is no backup file {source}.")
+    with source.open("rb") as file:
+        if file.read(1) == b"{":
+            raise ConfigError(
+                f"{refusal}: {source} is no backup but looks like a dump. Say `load` "
+                "in place of `restore`."
+            )
     if not trust:
         _check_author(source, refusal)
-    with _locked(data_dir, refusal):
+    with _locked(data_dir):
         path = data_dir / STATE_FILE
         if path.exists() and path.samefile(source):
             raise ConfigError(f"{refusal}: {source} is the state itself.")
@@ -187,7 +204,8 @@ def check(data_dir: Path, shared: Catalogue, *, strict: bool = False) -> Report:
         report.add(str(error))
     if strict:
         for name, count in report.classes_not_given.items():
-            report.add(f"{count} objects of {name!r}, which no module given shares")
+            found = counted(count, "object")
+            report.add(f"{found} of {name!r}, which no module given shares")
     return report
 
 
@@ -228,6 +246,27 @@ def dump_file(
         os.fsync(file.fileno())
 
 
+@contextmanager
+def lines_of_dump(source: Path) -> Iterator[IO[str]]:
+    """Give the lines of a file for ``load``; raise ``ConfigError`` if it is no dump."""
+    refusal = "Nothing was loaded"
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{refusal}: {source} cannot be read: {error}.") from error
+    with file, io.TextIOWrapper(file, encoding="utf-8", newline="\n") as lines:
+        # Looked at and not read: it may be a pipe.
+        if file.peek(len(FILE_HEAD)).startswith(FILE_HEAD):
+            raise ConfigError(
+                f"{refusal}: {source} is no dump but a backup. Say `restore` in place "
+                "of `load`; it replaces all of the state."
+            )
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{refusal}: {source} is no dump: {error}.") from error
+
+
 def load(
     data_dir: Path, lines: Iterable[str], *, replace: bool = False, trust: bool = False
 ) -> Inserted:
@@ -238,7 +277,7 @@ def load(
     ``DataDirLocked`` while a manager runs, ``ConfigError`` naming the line that does
     not fit; then nothing was loaded.
     """
-    with _locked(data_dir, "Nothing was loaded"):
+    with _locked(data_dir):
         store = SqliteStore(data_dir / STATE_FILE)
         try:
             agree = functools.partial(_agree_on_hash_seed, store, data_dir)
@@ -254,7 +293,7 @@ def _state_of_ours(data_dir: Path, refusal: str) -> Path:
     """Return the state of a data folder that is ours; raise ``ConfigError``."""
     path = data_dir / STATE_FILE
     try:
-        _check_owner(data_dir, refusal)
+        check_owner(data_dir)
         os.close(os.open(path, os.O_RDONLY))
     except FileNotFoundError:
         raise ConfigError(
@@ -264,16 +303,6 @@ def _state_of_ours(data_dir: Path, refusal: str) -> Path:
     except OSError as error:
         raise ConfigError(f"{refusal}: {path} cannot be read: {error}.") from error
     return path
-
-
-def _check_owner(path: Path, refusal: str) -> None:
-    owner = path.stat().st_uid
-    if hasattr(os, "geteuid") and owner != os.geteuid():
-        raise ConfigError(
-            f"{refusal}: the data folder {path} belongs to {_user(owner)}, and you are "
-            f"{_user(os.geteuid())}. Files made now would be yours, not the manager's. "
-            f"Run the command as {_user(owner)}."
-        )
 
 
 def _check_author(path: Path, refusal: str) -> None:
@@ -291,29 +320,17 @@ def _check_author(path: Path, refusal: str) -> None:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             mode = status.st_mode & 0o777
             raise ConfigError(
-                f"{refusal}: others than {_user(os.geteuid())} may have written {part} "
-                f"(it belongs to {_user(status.st_uid)}, mode {mode:04o}), and the "
-                "images of objects in it run code when they are loaded. Say --trust if "
-                "you know where it comes from."
+                f"{refusal}: others than {user_name(os.geteuid())} may have written "
+                f"{part} (it belongs to {user_name(status.st_uid)}, mode {mode:04o}), "
+                "and the images of objects in it run code when they are loaded. Say "
+                "--trust if you know where it comes from."
             )
 
 
-def _user(number: int) -> str:
-    if sys.platform == "win32":
-        return f"user {number}"
-    import pwd
-
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
-
-
 @contextmanager
-def _locked(data_dir: Path, refusal: str) -> Iterator[None]:
+def _locked(data_dir: Path) -> Iterator[None]:
     """Hold the manager's lock of a data folder of ours, which is made if need be."""
     make_private_folder(data_dir)
-    _check_owner(data_dir, refusal)
     lock = DataDirLock(data_dir)
     try:
         yield
@@ -430,11 +447,6 @@ def _check_objects(store: StoreFile, shared: Catalogue, report: Report) -> None:
                 loaded(row.name, record, row.stored)
         except Unloadable as error:
             report.add(str(error))
-            continue
-        except Exception as error:
-            # The border to the class's own code, which may meet anything in there.
-            name = "/".join(row.name)
-            report.add(f"{name}: {type(error).__name__}: {error}")
             continue
         report.loaded += 1
         report.migrations += row.version < record.version

@@ -18,9 +18,18 @@ class Unchanged(Exception):
 
     The caller sees ``error``. A journalled object is then not loaded anew, as it is
     after any other error of a method that is not read-only.
+
+    ``error``: an error, or its class, as ``raise`` takes them.
     """
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception | type[Exception]) -> None:
+        if isinstance(error, type) and issubclass(error, Exception):
+            error = error()
+        if not isinstance(error, Exception):
+            raise TypeError(
+                "Unchanged takes the error that the caller is to see, not "
+                f"{error!r:.100}."
+            )
         super().__init__(error)
         self.error = error
 

@@ -8,6 +8,7 @@ connections close, the socket file goes, the lock goes.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -78,7 +79,7 @@ class Service:
         self._waiter, self._asked = socket.socketpair()
         self._asked.setblocking(False)
         self._stop_asked = False
-        self._lock: DataDirLock | None = None
+        self._folder_lock: DataDirLock | None = None
         self._listener: socket.socket | None = None
         self._engine: Engine | None = None
         self._host: Host | None = None
@@ -105,7 +106,7 @@ class Service:
         settings = self._settings
         _check_threads()
         make_private_folder(settings.data_dir)
-        self._lock = DataDirLock(settings.data_dir)
+        self._folder_lock = DataDirLock(settings.data_dir)
         self.key = self._given_key or _key(settings)
         admin_key = _admin_key(settings.data_dir)
         for specification in settings.objects:
@@ -230,8 +231,8 @@ class Service:
             self._engine.forget_parent()
         if self._listener is not None:
             self._listener.close()
-        if self._lock is not None:
-            self._lock.release()
+        if self._folder_lock is not None:
+            self._folder_lock.release()
 
     def _release(self, images_timeout_s: float = 0.0) -> None:
         """Give everything back, in the opposite order, whatever fails on the way."""
@@ -252,9 +253,9 @@ class Service:
             if self.address is not None and self.address.path is not None:
                 _remove(Path(self.address.path))
             _remove(self._settings.data_dir / ADDRESS_FILE)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self._folder_lock is not None:
+            self._folder_lock.release()
+            self._folder_lock = None
         self._waiter.close()
         self._asked.close()
 
@@ -344,7 +345,8 @@ def main(arguments: list[str], program: str = "start_manager.py") -> int:
     forget_signals = stop_on_signals(service.request_stop)
     try:
         address = service.start()
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
+        # The second: no descriptor is left, or the disk is full, say.
         log.error("The manager was not started: %s", error)
         return EXIT_LOCKED if isinstance(error, DataDirLocked) else EXIT_CONFIG
     if settings.parent_fd is not None:
@@ -414,7 +416,8 @@ def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> No
         raise ConfigError(
             f"{', '.join(journals)}: a journal is replayed in the order that sets have "
             f"under the hash seed of its data folder, {seed}. Start the manager with "
-            "start_manager.py, or this program with that PYTHONHASHSEED."
+            "state-server manager, or this program with that PYTHONHASHSEED; where "
+            "nothing has to be kept, as in tests, StateManager(memory=True) will do."
         )
 
 
@@ -451,11 +454,23 @@ def _take_standard_output() -> TextIO:
     """Return standard output; what is printed from now on goes to standard error.
 
     Whoever started the manager waits for its one line there; what a shared class prints
-    belongs beside the log.
+    belongs beside the log, and is there at once, as the log is. A character that cannot
+    be printed fails no method.
     """
-    report = os.fdopen(os.dup(1), "w")
+    if sys.stdout is None:
+        # Whoever started this process has closed it; its number may be another file's.
+        return open(os.devnull, "w", encoding="utf-8")
+    # The line holds a path, which may be no text in the encoding of the terminal.
+    report = os.fdopen(
+        os.dup(1),
+        "w",
+        encoding=sys.getfilesystemencoding(),
+        errors=sys.getfilesystemencodeerrors(),
+    )
     sys.stdout.flush()
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return report
 
 
@@ -535,7 +550,7 @@ def _new_key(path: Path) -> bytes:
 def _write_address(data_dir: Path, address: Address) -> None:
     """Let clients that know the data folder find the manager; whole or not at all."""
     try:
-        write_whole(data_dir / ADDRESS_FILE, f"{address}\n".encode())
+        write_whole(data_dir / ADDRESS_FILE, os.fsencode(f"{address}\n"))
     except OSError as error:
         raise ConfigError(
             f"The address cannot be written to {data_dir}: {error}."

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ PREFIX = "STATE_SERVER_"
 #: Names with our prefix that belong to no record: a key must not stand on a command
 #: line, where every user of the machine can read it.
 SECRETS = ("AUTHKEY",)
+
+#: Set by the web half for its children: the unknown variables that it has told of.
+_TOLD = PREFIX + "TOLD_VARIABLES"
 
 #: Names with our prefix in ``app.config``, which an app may fill from its environment:
 #: those of sessions, with the field of ``SessionConfig`` that each sets, and all. Those
@@ -236,7 +240,7 @@ class ManagerSettings(CommonSettings):
         "journalled objects",
     )
     parent_fd: int | None = _setting(
-        None, int, "descriptor of a pipe; the manager stops when it closes"
+        None, _whole(0), "descriptor of a pipe; the manager stops when it closes"
     )
 
     def __post_init__(self) -> None:
@@ -336,7 +340,10 @@ def from_command_line(
 ) -> Record:
     """Return the record that the command line and the environment describe."""
     parser = argparse.ArgumentParser(
-        prog=program, description=description, allow_abbrev=False
+        prog=program,
+        usage="%(prog)s [--option value ...]",
+        description=description,
+        allow_abbrev=False,
     )
     for setting in dataclasses.fields(record):
         is_switch = setting.metadata["parse"] is parse_boolean
@@ -386,8 +393,8 @@ def as_markdown() -> str:
         "from a file.",
     ]
     for title, record in (
-        ("The manager: `start_manager.py`", ManagerSettings),
-        ("The web half: `start_web.py`", WebSettings),
+        ("The manager: `state-server manager`", ManagerSettings),
+        ("The web half: `python -m web`", WebSettings),
         ("Clients: `state_server.connect`", ClientSettings),
     ):
         lines += ["", f"## {title}", "", "| option | variable | default | meaning |"]
@@ -414,24 +421,44 @@ def unknown_variables(
 
     ``others``: names, without the prefix, that somebody else may read.
     """
+    known = _known_variables()
+    told = environ.get(_TOLD, "").split(",")
+    sentences = []
+    for name in _unknown_names(environ):
+        if name in told or name.removeprefix(PREFIX) in others:
+            continue
+        nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+        hint = (
+            f"did you mean {nearest[0]}?"
+            if nearest
+            else "settings of a Flask app are read from app.config."
+        )
+        sentences.append(
+            f"The environment variable {name} is not a setting and has no effect; "
+            f"{hint}"
+        )
+    return sentences
+
+
+def as_told(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return ``environ`` for a child process that does not tell the same again."""
+    return {**environ, _TOLD: ",".join(_unknown_names(environ))}
+
+
+def _unknown_names(environ: Mapping[str, str]) -> list[str]:
+    known = _known_variables()
+    return [
+        name
+        for name in sorted(environ)
+        if name.startswith(PREFIX) and name not in known and name != _TOLD
+    ]
+
+
+def _known_variables() -> set[str]:
     known = {variable(name) for name in SECRETS}
     for record in _RECORDS:
         known |= {variable(setting.name) for setting in dataclasses.fields(record)}
-    sentences = []
-    for name in sorted(environ):
-        is_known = name in known or name.removeprefix(PREFIX) in others
-        if name.startswith(PREFIX) and not is_known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
-            hint = (
-                f"did you mean {nearest[0]}?"
-                if nearest
-                else "settings of a Flask app are read from app.config."
-            )
-            sentences.append(
-                f"The environment variable {name} is not a setting and has no effect; "
-                f"{hint}"
-            )
-    return sentences
+    return known
 
 
 def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes | None:
@@ -453,9 +480,32 @@ def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes 
     return key
 
 
+def checked_key(authkey: bytes | str) -> bytes:
+    """Return a key that a program gave; raise ``ConfigError`` when it is none.
+
+    Bytes are the key, as they are for stock clients. Text is taken as the variable and
+    the file are: a line end is no part of it.
+    """
+    if not isinstance(authkey, (bytes, bytearray, str)):
+        kind = type(authkey).__qualname__
+        raise ConfigError(f"The authkey given is of type {kind}; it is bytes or text.")
+    if isinstance(authkey, str):
+        authkey = authkey.strip("\r\n").encode()
+    if not authkey:
+        raise ConfigError("The authkey given is empty.")
+    return bytes(authkey)
+
+
 def read_key_file(path: Path) -> bytes | None:
     """Return the key in ``path``, or ``None`` if there is no such file."""
     try:
+        mode = path.stat().st_mode
+        # Opening a FIFO waits for its writer, and reading a device may never end.
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ConfigError(
+                f"The key file {path} is no regular file, but a FIFO, a device or a "
+                "socket; put the key into a file."
+            )
         key = path.read_bytes()
     except FileNotFoundError:
         return None
@@ -471,10 +521,10 @@ def read_address_file(data_dir: Path) -> str | None:
     """
     path = data_dir / ADDRESS_FILE
     try:
-        return path.read_text().strip() or None
+        return os.fsdecode(path.read_bytes()).strip() or None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(
             f"The manager's address in {path.absolute()} cannot be read: {error}. A "
             "data folder is private: run as its owner, or give an address and a key "

@@ -356,10 +356,13 @@ def describe_class(
     ):
         _check_iterable(cls, option, names)
     _check_keeping(cls, durable, version, idle_timeout)
+    _check_transient(cls, transient)
     contract = contract_of(cls, chosen, exposed)
+    build = functools.partial(cls, *args, **(kwargs or {}))
+    _check_arguments(cls, build)
     return SharedClass(
         name=chosen,
-        build=functools.partial(cls, *args, **(kwargs or {})),
+        build=build,
         contract=contract,
         source=full_name(cls),
         cls=cls,
@@ -388,10 +391,39 @@ def _check_iterable(cls: type, option: str, value: object) -> None:
         )
 
 
+def _check_transient(
+    cls: type, transient: Iterable[str] | Mapping[str, Callable[[], Any] | None]
+) -> None:
+    makers = transient.items() if isinstance(transient, Mapping) else ()
+    for attribute, make in makers:
+        if make is not None and not callable(make):
+            raise ConfigError(
+                f"{full_name(cls)}: transient says what makes {attribute!r} anew, a "
+                f"class or a function, not {make!r}."
+            )
+
+
+def _check_arguments(cls: type, build: functools.partial[Any]) -> None:
+    """Refuse arguments that no object can be built with, as far as Python tells."""
+    try:
+        # A decorator may add arguments to those that it is called with.
+        signature = inspect.signature(cls, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*build.args, **build.keywords)
+    except TypeError as error:
+        raise ConfigError(
+            f"{full_name(cls)}.__init__: {error}. The manager builds the objects: say "
+            "with what, as in share(…, args=(…,)), or give the arguments defaults."
+        ) from None
+
+
 def _check_keeping(
     cls: type, durable: bool | str, version: int, idle_timeout: float | None
 ) -> None:
-    if idle_timeout is not None and not idle_timeout > 0:
+    is_number = isinstance(idle_timeout, (int, float))
+    if idle_timeout is not None and not (is_number and idle_timeout > 0):
         raise ConfigError(
             f"{full_name(cls)}: idle_timeout is a number of seconds above 0, not "
             f"{idle_timeout!r}."
@@ -472,14 +504,14 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
         wanted = [
             attribute
             for attribute in dir(cls)
-            if _is_public(attribute) and _sort(cls, attribute) is not None
+            if _is_public(attribute) and _kind(cls, attribute) is not None
         ]
     else:
         wanted = list(exposed)
     methods, properties, settable = set(), set(), set()
     for attribute in wanted:
-        sort = _sort(cls, attribute) if _is_public(attribute) else None
-        if sort is None:
+        kind = _kind(cls, attribute) if _is_public(attribute) else None
+        if kind is None:
             raise ConfigError(
                 f"{full_name(cls)} cannot expose {attribute!r}: it is not a public "
                 "method, a property or a container method of the class."
@@ -489,12 +521,12 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
                 f"{full_name(cls)} offers {attribute!r}, a name that handles use "
                 "themselves. Rename it, or leave it out with exposed=."
             )
-        if sort == "method":
+        if kind == "method":
             _check_callable(cls, attribute)
             methods.add(attribute)
         else:
             properties.add(attribute)
-            if sort == "settable":
+            if kind == "settable":
                 settable.add(attribute)
     return Contract(
         name, frozenset(methods), frozenset(properties), frozenset(settable)
@@ -565,11 +597,15 @@ def _import_hint(module_name: str, error: ImportError) -> str:
     return f"That is asked for in {place.filename}, line {place.lineno}."
 
 
+#: Descriptors that cannot be called themselves, but give something that can.
+_CALLED_WHEN_BOUND = (functools.partialmethod, functools.singledispatchmethod)
+
+
 def _is_public(attribute: str) -> bool:
     return not attribute.startswith("_") or attribute in CONTAINER_METHODS
 
 
-def _sort(cls: type, attribute: str) -> str | None:
+def _kind(cls: type, attribute: str) -> str | None:
     """Return "method", "property", "settable", or ``None`` for anything else."""
     try:
         static = inspect.getattr_static(cls, attribute)
@@ -579,11 +615,13 @@ def _sort(cls: type, attribute: str) -> str | None:
         return "property" if static.fset is None else "settable"
     if isinstance(static, functools.cached_property):
         return "property"
-    if isinstance(static, (staticmethod, classmethod, functools.partialmethod)):
+    if isinstance(static, (staticmethod, classmethod)):
         return "method"
     # Methods of built-in classes are descriptors of several kinds; all are routines.
     if inspect.isroutine(static):
-        return "method"
+        is_method = callable(static) or isinstance(static, _CALLED_WHEN_BOUND)
+        # Else it is a descriptor of somebody's own that computes a value, once perhaps.
+        return "method" if is_method else "property"
     return None
 
 

@@ -197,6 +197,23 @@ class FrameReader:
             self._start = 0
         return payload
 
+    def skip(self) -> int:
+        """Leave out a frame that was too large; return how much of it is still to come.
+
+        Called after ``next`` has said so, for a frame that begins what is here.
+        """
+        head, (size,) = _LENGTH_BYTES, _LENGTH.unpack_from(self._buffer, self._start)
+        if size == -1:
+            head += _LONG_LENGTH.size
+            (size,) = _LONG_LENGTH.unpack_from(
+                self._buffer, self._start + _LENGTH_BYTES
+            )
+        end = self._start + head + size
+        rest: int = end - len(self._buffer)
+        del self._buffer[:end]
+        self._start = 0
+        return max(0, rest)
+
     def _move_to_room(self, size: int, begin: int) -> None:
         """Have the rest of a large frame received where it stays."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
@@ -539,6 +540,82 @@ class Pair(tuple):  # type: ignore[type-arg]
         return tuple(self), self.count
 
 
+class Span(tuple):  # type: ignore[type-arg]
+    """Is made with names that ``__new__`` wants."""
+
+    def __new__(cls, *, first: int = 1, last: int = 2) -> Span:
+        """Make the pair."""
+        return super().__new__(cls, (first, last))
+
+    def __init__(self, **_: int) -> None:
+        self.count = 0
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, int]]:
+        return (), {"first": self[0], "last": self[1]}
+
+    def add(self) -> int:
+        """Count."""
+        self.count += 1
+        return self.count
+
+    def spoil(self) -> None:
+        """Change, and raise."""
+        self.count += 10
+        raise ValueError("spoilt")
+
+    def shown(self) -> Any:
+        """Return the state."""
+        return tuple(self), self.count
+
+
+class Facade:
+    """Takes what is in its dictionary for attributes; at first there is none."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, int] = {"count": 0}
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self._items[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def add(self) -> int:
+        """Count."""
+        self._items["count"] = self.count + 1
+        return self.count
+
+    def spoil(self) -> None:
+        """Change, and raise."""
+        self._items["more"] = 1
+        raise ValueError("spoilt")
+
+    def shown(self) -> Any:
+        """Return the state."""
+        return dict(self._items)
+
+
+class Attributes(dict):  # type: ignore[type-arg]
+    """A dictionary whose items are its attributes, in the way that is passed around."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__  # type: ignore[assignment]
+
+    def add(self) -> int:
+        """Count."""
+        self.count = self.get("count", 0) + 1
+        return self.count  # type: ignore[no-any-return]
+
+    def spoil(self) -> None:
+        """Change, and raise."""
+        self.more = 1
+        raise ValueError("spoilt")
+
+    def shown(self) -> Any:
+        """Return the state."""
+        return dict(self)
+
+
 #: Each has ``add`` (a change), ``spoil`` (a change, then an error) and ``shown``.
 KINDS = [
     Slotted,
@@ -552,4 +629,8 @@ KINDS = [
     Line,
     Selfish,
     Pair,
+    Span,
+    Facade,
+    # Python 3.10 asks the object itself for __getstate__, and gets a KeyError.
+    *([Attributes] if sys.version_info >= (3, 11) else []),
 ]

@@ -166,7 +166,7 @@ class Trouble:
     def raise_group(self) -> None:
         """Raise an error that Python 3.10 does not have."""
         self.ran += 1
-        raise ExceptionGroup("both", [KeyError("k"), ValueError("v")])  # noqa: F821
+        raise ExceptionGroup("both", [KeyError("k"), ValueError("v")])  # noqa: F821 - since 3.11
 
     def raise_own(self) -> None:
         """Raise an error whose constructor wants two arguments."""

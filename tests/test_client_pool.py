@@ -57,8 +57,6 @@ class FakeLink:
         self.script = deque() if script is None else script
         self.number = 0
         self.boot_id = BOOT_ID
-        self.process_id = 1
-        self.is_admin = False
         self.frame_bytes_max = 2**20
         self.made_at = pool_module.time.monotonic()
         self.quiet = True
@@ -610,8 +608,16 @@ def test_time_that_is_up_after_sending_is_unanswered(scene: Scene) -> None:
     """A call that is out, and not answered in time, may have run."""
     for first in ((), (BROKEN_AFTER,)):
         scene.script(*first, fail(TimeIsUp(sent=not first)))
-        with pytest.raises(Unanswered, match="was sent"):
+        with pytest.raises(Unanswered, match=r"Room/k\.say was sent.* may have run"):
             scene.ask()
+
+
+def test_a_call_for_a_property_is_named_as_one(scene: Scene) -> None:
+    """Nobody who reads ``room.size`` has to know how that is called on the wire."""
+    scene.script(fail(TimeIsUp(sent=True)))
+    client = scene.client()
+    with pytest.raises(Unanswered, match="call for a property of Room/k was sent"):
+        client.call(("Room", "k", "__getattribute__"), ("size",), {}, None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import collections
 import dataclasses
 import datetime
@@ -14,13 +15,15 @@ import io
 import ipaddress
 import itertools
 import math
+import os
 import pathlib
 import pickle
-import queue
 import re
 import socket
+import subprocess
 import sys
 import threading
+import types
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import state_server
 from state_server import codec
 from state_server.codec import own_classes, small_pickles
 from state_server.codec.walk import checked_walk
@@ -232,6 +236,14 @@ def test_every_type_comes_back_as_it_was(value: Any) -> None:
     assert same(around, codec.decode(codec.encode(around)))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the path is not of another system")
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_of_another_system_becomes_a_pure_one(module: str) -> None:
+    """What a client on Windows sends can be looked at here, and sent back."""
+    data = b"\x80\x04c" + module.encode() + b"\nWindowsPath\nX\x03\0\0\0c:\\\x85R."
+    assert same(pathlib.PureWindowsPath("c:\\"), codec.decode(data))
+
+
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
 def test_every_type_comes_back_where_keys_are_compared_first(
     value: Any, monkeypatch: pytest.MonkeyPatch
@@ -264,6 +276,33 @@ def test_many_keys_of_any_type_travel(keys: list[Any]) -> None:
     """As keys of a dict, in groups and alone, and as members of sets."""
     for value in (dict.fromkeys(keys, 1), set(keys), frozenset(keys), [{keys[0]: 1}]):
         assert value == codec.decode(codec.encode(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "is_chosen"),
+    [
+        (datetime.date(2024, 2, 29), False),
+        (datetime.time(12, 30), False),
+        (datetime.datetime(2024, 2, 29, 12), False),
+        (datetime.time(12, 30, tzinfo=datetime.timezone.utc), True),
+        (datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc), True),
+        (datetime.timedelta(1), True),
+    ],
+    ids=repr,
+)
+def test_dates_are_read_as_quickly_as_text(key: Any, is_chosen: bool) -> None:
+    """Their hashes are as secret, and are not compared; those with a zone are."""
+    for value in ({key: 1}, {key}, {key: 1, "a": 2}):
+        walk = checked_walk(codec.encode(value), codec.DEFAULT_LIMITS)
+        assert walk.chosen_keys == is_chosen
+    hashes = {
+        subprocess.check_output(
+            [sys.executable, "-c", f"import datetime; print(hash({key!r}))"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == (1 if is_chosen else 2)
 
 
 @pytest.mark.parametrize("value", VALUES + ERRORS, ids=type_name)
@@ -435,6 +474,14 @@ def test_dict_views_become_lists() -> None:
     assert codec.decode(codec.encode(ordered.keys())) == ["a", "b"]
 
 
+def test_views_of_other_mappings_become_lists() -> None:
+    """So do those of a mapping in Python, as its keys(), values() and items() are."""
+    mapping = collections.UserDict({"a": 1, "b": 2})
+    assert codec.decode(codec.encode(mapping.keys())) == ["a", "b"]
+    assert codec.decode(codec.encode(mapping.values())) == [1, 2]
+    assert codec.decode(codec.encode(mapping.items())) == [("a", 1), ("b", 2)]
+
+
 def test_shared_parts_stay_shared_and_values_may_hold_themselves() -> None:
     """One list in two places stays one; lists, dicts and instances may be cycles."""
     part = [1]
@@ -570,6 +617,26 @@ def test_what_may_not_travel_is_refused_when_it_is_encoded(
         codec.encode(value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named", "words"),
+    [
+        ((1, Unknown()), {}, r"may not travel \(argument 2\); call"),
+        ((), {"order": Unknown()}, r"\(argument 'order'\); call"),
+        (([1, Unknown()],), {}, r"\(at value\[1\] of argument 1\)"),
+        ((), {"order": {"a": [Unknown()]}}, r"\(at value\['a'\]\[0\] of argument 'ord"),
+        ((bytes(200_000), Unknown()), {}, r"\(argument 2\)"),
+        ((collections.deque([Unknown()]),), {}, r"Unknown may not travel; call"),
+    ],
+)
+def test_an_argument_that_may_not_travel_is_named_as_its_caller_knows_it(
+    arguments: tuple[Any, ...], named: dict[str, Any], words: str
+) -> None:
+    """By its number or its name, and not by how calls are packed; nothing is sent."""
+    client = state_server.connect(("127.0.0.1", 1), b"key")
+    with pytest.raises(NotAllowed, match=words):
+        client.call(("Orders", "default", "add"), arguments, named, 5.0)
+
+
 def made_inside() -> Any:
     """Return an instance of a class that no other process can name."""
 
@@ -600,7 +667,7 @@ def one_number() -> Iterator[int]:
         (threading.Lock(), "it belongs to its process: send plain values instead"),
         (threading.Thread(), "it belongs to its process: send plain values instead"),
         (socket.socket.__new__(socket.socket), "it belongs to its process"),
-        (queue.Empty(), r"call state_server.allow\(Empty\) on both sides"),
+        (asyncio.QueueEmpty(), r"call state_server.allow\(QueueEmpty\) on both sides"),
         (flask.Flask("shop"), "send the plain values you need of it"),
         (re.compile(""), "it is built upon re.Pattern, .*: send plain values instead"),
         (made_inside(), "it is defined inside a function, .*: send plain values"),
@@ -702,6 +769,69 @@ def test_tight_limits_hold_for_small_pickles_too() -> None:
         codec.encode((1, 2, 3), limits)
     with pytest.raises(TooLarge, match="nodes_max"):
         codec.decode(codec.encode((1, 2, 3)), limits)
+
+
+def test_one_thread_prepares_the_quick_path_and_none_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the grammar of small pickles is compiled, others walk and do not compile.
+
+    All threads of a worker would do it at its first requests, for seconds together.
+    """
+    monkeypatch.setattr(small_pickles, "_match_tiny", small_pickles._match_first)
+    compiles: list[object] = []
+    found: list[bool] = []
+    data = codec.encode("a")
+
+    def compile_slowly(*grammar: Any) -> Any:
+        compiles.append(grammar)
+        if len(compiles) == 1:
+            other = threading.Thread(
+                target=lambda: found.append(
+                    small_pickles.is_tiny(data, codec.DEFAULT_LIMITS)
+                )
+            )
+            other.start()
+            other.join(30)
+        return re.compile(b".*", re.DOTALL)
+
+    monkeypatch.setattr(
+        small_pickles,
+        "re",
+        types.SimpleNamespace(
+            compile=compile_slowly, escape=re.escape, DOTALL=re.DOTALL
+        ),
+    )
+    small_pickles.is_tiny(data, codec.DEFAULT_LIMITS)
+
+    assert (len(compiles), found) == (1, [False])
+
+
+def test_preparing_the_quick_path_may_be_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error that a signal handler raises meanwhile costs nobody the quick path."""
+    monkeypatch.setattr(small_pickles, "_match_tiny", small_pickles._match_first)
+
+    def interrupted() -> bytes:
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(small_pickles, "_tiny_pattern", interrupted)
+        with pytest.raises(TimeoutError):
+            small_pickles.is_tiny(codec.encode("a"), codec.DEFAULT_LIMITS)
+
+    assert small_pickles.is_tiny(codec.encode("a"), codec.DEFAULT_LIMITS)
+
+
+def test_child_forked_while_the_quick_path_is_prepared_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that was to prepare it is the parent's: the child does so itself."""
+    monkeypatch.setattr(small_pickles, "_match_tiny", small_pickles._match_none)
+    small_pickles._after_fork_in_child()
+
+    assert small_pickles.is_tiny(codec.encode("a"), codec.DEFAULT_LIMITS)
 
 
 def test_errors_of_the_users_own_code_are_ours() -> None:

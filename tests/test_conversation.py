@@ -466,6 +466,7 @@ def test_create_names_an_object_and_makes_none(
         (codec.encode((None, 5, (), {})), "names its method"),
         (codec.encode((None, "create", "Room", {})), "in a tuple"),
         (codec.encode((5, "say", (), {})), "by text"),
+        (stock_frame("Room/\ud800", "say"), "no text"),
         (b"no pickle", "NotAllowed"),
         (b"", "NotAllowed"),
     ],

@@ -470,6 +470,34 @@ def test_slow_calls_leave_the_leader_free_for_short_ones(make_ship: MakeShip) ->
     assert [c.wait() for c in slow] == ["slow 0", "slow 1"]
 
 
+def test_burst_of_slow_calls_gets_a_thread_each(make_ship: MakeShip) -> None:
+    """Blocking calls that come faster than spares wake up all run at the same time.
+
+    A spare that has been woken counts as idle until it runs, so that it seemed to be
+    there for each of them.
+    """
+    ship = make_ship(threads_max=8)
+    names = [f"slow {n}" for n in range(6)]
+    gates = [ship.gate(name) for name in names]
+    crew = ship.crew
+
+    def burst() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            # No spare wakes up before the last of them has come.
+            patch.setattr(crew._changed, "notify", lambda: None)
+            for name in names:
+                call = make_call("Slow.work", name, key=name, remaining_s=100)
+                resident = ship.desk.host.submit(call, FakeConnection())
+                assert resident is not None
+                crew.run(resident)
+        with crew._lock:
+            crew._changed.notify_all()
+
+    ship.jobs.put(burst)
+    for gate in gates:
+        gate.wait()
+
+
 def test_thread_limit_is_logged_once_on_entering(
     make_ship: MakeShip, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from state_server import data_folder
 from state_server.data_folder import (
     DataDirLock,
+    DataDirLocked,
     make_key_file,
     make_private_folder,
     write_whole,
@@ -74,6 +75,25 @@ def test_private_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     make_private_folder(folder)
 
     assert (folder / "authkey").read_bytes() == b"k"
+
+
+@needs_modes
+@pytest.mark.parametrize("files", [(), ("authkey",)])
+def test_folder_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    """Root could enter it: nothing is changed, also where it is empty."""
+    folder = tmp_path / "var"
+    folder.mkdir(mode=0o755)
+    for name in files:
+        (folder / name).write_bytes(b"k")
+    owner = data_folder.user_name(os.geteuid())
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 12345)
+
+    said = f"{folder} belongs to {owner}, and you are user {os.getuid() + 12345}"
+    with pytest.raises(ConfigError, match=f"{said}.*Run the command as {owner}, or"):
+        make_private_folder(folder)
+    assert mode_of(folder) == 0o755
 
 
 def test_file_in_place_of_the_folder_is_a_config_error(tmp_path: Path) -> None:
@@ -174,6 +194,20 @@ def test_a_folder_is_no_obstacle_where_it_cannot_be_synced(
     data_folder.sync(tmp_path / "address")
 
     assert (tmp_path / "address").read_bytes() == b"tcp://h:1\n"
+
+
+def test_a_file_system_without_locks_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no other manager that has the lock; nobody can have one there."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(data_folder, "_lock_exclusively", fail)
+    with pytest.raises(ConfigError, match=r"cannot be taken: .*No locks") as caught:
+        DataDirLock(tmp_path)
+    assert not isinstance(caught.value, DataDirLocked)
 
 
 def test_a_lock_that_is_given_back_twice_closes_no_other_file(tmp_path: Path) -> None:

@@ -205,6 +205,27 @@ def test_stopping_commits_what_is_staged() -> None:
 # Failed batches ----------------------------------------------------------------------
 
 
+def test_a_call_that_saw_what_has_failed_meanwhile_is_refused() -> None:
+    """It changed nothing, and ran on a state that is not on disk and never will be."""
+    with DurableDesk(Count) as desk:
+        desk.store.hold()
+        desk.store.errors.append(StoreError(DISK_FULL))
+        first = desk.start("Count.add")
+        desk.store.wait_for_commit()
+
+        def fail_first(event: str) -> None:
+            if event == "encode":
+                desk.store.release()
+                assert code_of(first.wait()) == "StoreError"
+
+        failure = desk.ask("Count.get", connection=FakeConnection(fail_first))
+        assert code_of(failure) == "StoreError"
+        assert "Count/default.get saw a state that could not be saved" in failure.text
+        wait_until(lambda: "working" in repr(desk.host._committer))
+        assert desk.ask("Count.get") == 0
+        desk.host.check()
+
+
 def test_a_failed_batch_fails_everything_staged_since() -> None:
     """The batch, the one that filled meanwhile, reads of both: nothing of it stays."""
     with DurableDesk(Count) as desk:
@@ -629,6 +650,21 @@ def test_at_the_limit_of_objects_the_least_used_leaves() -> None:
                 desk.ask("Count.add", key=str(key))
                 assert desk.host.status()["objects"] <= 3
         assert [desk.ask("Count.get", key=str(key)) for key in range(20)] == [3] * 20
+
+
+def test_who_is_told_of_the_limit_of_objects_is_told_of_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two lines, however many objects come at the limit and leave it again."""
+    with DurableDesk(Count, objects_max=20, idle_timeout_s=10.0) as desk:
+        for key in range(25):
+            desk.ask("Count.add", key=str(key))
+        desk.clock.advance(60)
+        desk.host.sweep()
+    assert [text for text in caplog.messages if "objects in memory" in text] == [
+        "Limit reached: 20 objects in memory.",
+        "Back below the limit of 20 objects in memory.",
+    ]
 
 
 def test_at_the_limit_of_kept_bytes_the_least_used_leaves() -> None:

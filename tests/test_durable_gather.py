@@ -40,6 +40,14 @@ class Desk:
         change = Change((name, "x"), 1, self.generation, b"state")
         return self.committer.stage(change, self, None, (name, b""))
 
+    def can_stage(self, name: str) -> bool:
+        """Stage one change, unless the store fails; tell whether that was done."""
+        try:
+            self.stage(name)
+        except StoreError:
+            return False
+        return True
+
     def names(self) -> list[str]:
         """Return what was settled so far."""
         return [name for name, _, _ in self.settled]
@@ -152,14 +160,7 @@ def test_a_commit_that_fails_does_not_keep_the_one_who_tried(desk: Desk) -> None
     assert isinstance(desk.settled[0][1], StoreError)
     desk.poisoned = False
 
-    def works() -> bool:
-        try:
-            desk.stage("c")
-        except StoreError:
-            return False
-        return True
-
-    wait_until(works)
+    wait_until(lambda: desk.can_stage("c"))
     desk.committer.flush(may_wait=True)
     wait_until(lambda: ("c", None) in [settled[:2] for settled in desk.settled])
 
@@ -177,6 +178,33 @@ def test_a_stop_commits_what_was_promised(desk: Desk) -> None:
     """A change that nobody flushed is committed when the manager stops."""
     desk.stage("a")
     desk.committer.stop()
+    assert desk.names() == ["a"]
+
+
+def test_a_stop_is_heard_by_a_writer_that_waits_for_another_commit(
+    desk: Desk,
+) -> None:
+    """It is woken when that has ended; by itself it looks each half a minute."""
+    committer = desk.committer
+    desk.store.hold()
+    desk.stage("a")
+    threads = [
+        threading.Thread(target=committer.flush, kwargs={"may_wait": True}),
+        threading.Thread(target=committer.stop),
+    ]
+
+    def waits_again() -> bool:
+        with committer._lock:
+            return committer._stopping and len(committer._staged._waiters) == 1  # type: ignore[attr-defined]
+
+    threads[0].start()
+    desk.store.wait_for_commit()
+    threads[1].start()
+    wait_until(waits_again)
+    desk.store.release()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not committer._thread.is_alive()
     assert desk.names() == ["a"]
 
 
@@ -202,14 +230,7 @@ def test_a_reply_that_cannot_be_given_leaves_the_writer_at_work() -> None:
     wait_until(lambda: settled == ["a"])
     desk.poisoned = False
 
-    def works() -> bool:
-        try:
-            desk.stage("c")
-        except StoreError:
-            return False
-        return True
-
-    wait_until(works)
+    wait_until(lambda: desk.can_stage("c"))
     wait_until(lambda: "c" in settled)
     desk.committer.stop()
 

@@ -271,6 +271,37 @@ def test_end_of_a_long_traceback_is_kept() -> None:
     assert failure.traceback.rstrip().endswith("ValueError: at the bottom")
 
 
+def test_long_text_of_an_error_hides_no_frame() -> None:
+    """A traceback is cut in its middle: where it was raised is told in any case."""
+    failure = failures.raised(raised_with(ValueError("x" * 100_000)))
+
+    assert len(failure.traceback) <= 30_000
+    assert "in raise_deep" in failure.traceback
+    assert "characters are left out here" in failure.traceback
+
+
+def raised_with(error: Exception) -> Exception:
+    """Return the error with a traceback."""
+    try:
+        raise_deep(error)
+    except Exception as caught:
+        return caught
+    raise AssertionError("it was not raised")
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), Sold("shoes", 3)])
+def test_notes_of_an_error_arrive_before_ours(error: Exception) -> None:
+    """What was added to an error with add_note() is on it, and then the traceback."""
+    # add_note() came with Python 3.11; this is what it does.
+    error.__notes__ = ["of order 7", 8, "n" * 9000]  # type: ignore[attr-defined]
+    arrived: Any = travelled(error)
+
+    assert type(arrived) is type(error)
+    assert arrived.__notes__[:2] == ["of order 7", "n" * 8000]
+    assert arrived.__notes__[2].startswith("The traceback in the manager:")
+    assert len(arrived.__notes__) == 3
+
+
 # What the server says ----------------------------------------------------------------
 
 

@@ -203,6 +203,30 @@ def test_value_that_does_not_fit(key: str, value: object) -> None:
     assert f"STATE_SERVER_{key} is {value!r}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("STATE_SERVER_DATADIR", "did you mean STATE_SERVER_DATA_DIR?"),
+        ("STATE_SERVER_TIMEOUT_S", "did you mean STATE_SERVER_TIMEOUT?"),
+        ("STATE_SERVER_WORKERS", "settings of processes are read from the environment"),
+    ],
+)
+def test_a_misspelled_key_is_told_with_the_nearest(
+    key: str, nearest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key that nobody reads is a line in the log, without its value."""
+    config_of(**{key: "secret"})
+    assert f"app.config has {key}" in caplog.text
+    assert nearest in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_no_key_of_the_extension_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """What is read, and what another extension has put there, is no mistake."""
+    config_of(STATE_SERVER_TIMEOUT=5, STATE_SERVER_SESSIONS_MAX=2048, OTHER_TIMEOUT=5)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("value", [True, 1e5, "", ["secret"]])
 def test_key_that_does_not_fit(value: object) -> None:
     """A key that is no text is refused by an error that does not show it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from state_server import NotAllowed, RemoteError, TooLarge, Unanswered
+from state_server import Expired, NotAllowed, RemoteError, TooLarge, Unanswered
 
 from .conftest import StartManager
 from .force_classes import Prober, Threads, resident_bytes, sharing
@@ -96,6 +96,21 @@ def test_a_long_method_delays_only_its_own_object(
     # Both replies leave at once; which thread wakes first is the system's choice.
     assert {answer for answer, _ in ends} == {result, "fine"}
     assert all(seconds > 4.9 for _, seconds in ends)
+
+
+def test_who_waits_for_an_object_in_vain_learns_what_it_is_busy_with(
+    manager: ManagerProcess,
+) -> None:
+    """The error comes before the deadline, names object and method: nothing has run."""
+    with manager.client() as client:
+        handle = client.get("Rough", "wedged")
+        threads = Threads()
+        threads.start(handle.sleep, 4.0)
+        wait_until(lambda: client.status()["pending"] == 1)
+        said = r"Rough/wedged has been busy with one call of 'sleep' for [23] s"
+        with pytest.raises(Expired, match=said):
+            handle.with_options(timeout=2.6).fine()
+        threads.join()
 
 
 def test_a_result_over_the_limit_leaves_no_memory_behind(

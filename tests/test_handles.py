@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from state_server import codec
-from state_server.client import Handle
+from state_server.client import Handle, _left_keys, connect
 from state_server.errors import NotOffered
 from state_server.messages import Contract, Reference
 
@@ -336,6 +336,30 @@ def test_handle_is_pickled_as_a_name_without_the_key() -> None:
     again.say()
     assert again._caller.calls[0][5] == 2.5
     assert b"authkey" not in data
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
+)
+def test_method_can_be_pickled_as_the_handle_can(again: Callable[[Any], Any]) -> None:
+    """Pools of processes are given methods; the manager is not asked for that."""
+    caller = FakeCaller(location=(None, "/data"))
+    say = Handle(caller, "Room", "k", 2.5).say
+    caller.described.clear()
+    method = again(say)
+
+    assert repr(method) == repr(say) == "<method say of Room/k>"
+    assert (method._caller.described, caller.described) == ([], [])
+    method("hi")
+    assert method._caller.calls == [("Room", "k", "say", ("hi",), {}, 2.5)]
+
+
+def test_given_keys_are_left_to_children_up_to_a_limit() -> None:
+    """The hundred keys given last; one that is given for a known place replaces it."""
+    for number in range(150):
+        connect(("127.0.0.1", 1000 + number % 120), f"key {number}")
+    keys = list(_left_keys().values())
+    assert keys == [f"key {number}".encode() for number in range(50, 150)]
 
 
 def test_handle_inside_a_value_travels_as_a_reference() -> None:

@@ -667,6 +667,53 @@ def test_call_that_expires_while_it_waits_never_runs() -> None:
     assert desk.host.pending == 0
 
 
+def test_call_that_waits_in_vain_is_told_why_while_its_caller_is_there() -> None:
+    """Just before its deadline: which object is busy, with what, for how long.
+
+    It has not run, and a repeat is told the same; those with more time keep waiting.
+    """
+    desk = Desk(Journal)
+    first, waiting, patient = FakeConnection(), desk.attached(), FakeConnection()
+    turn = desk.submit(first, "Journal.write", "first")
+    desk.clock.advance(2)
+    desk.submit(waiting, "Journal.write", "late", number=1, remaining_s=5)
+    desk.submit(patient, "Journal.write", "second", remaining_s=20)
+    desk.clock.advance(4.5)
+    desk.host.sweep()
+    assert waiting.replies == []
+    desk.clock.advance(0.25)
+    desk.host.sweep()
+    desk.host.check()
+
+    told = waiting.replies[0]
+    assert code_of(told) == "Expired"
+    assert "Journal/default has been busy with one call of 'write' for 7 s" in told.text
+    desk.submit(waiting, "Journal.write", "late", number=1, remaining_s=5)
+    assert waiting.replies == [told, told]
+    assert patient.replies == []
+    desk.run(turn)
+    assert (first.replies, patient.replies) == ([1], [2])
+    assert desk.ask(FakeConnection(), "Journal.read") == ["first", "second"]
+    assert desk.host.pending == 0
+
+
+def test_call_that_waits_for_a_moment_is_left_to_wait() -> None:
+    """An object is busy from the turn on that runs: short ones take nobody's place."""
+    desk = Desk(Counter)
+    waiting = [FakeConnection() for _ in range(3)]
+    turn = desk.submit(FakeConnection(), "Counter.add")
+    for connection in waiting:
+        desk.submit(connection, "Counter.add", remaining_s=2)
+    for _ in waiting:
+        desk.clock.advance(0.6)
+        desk.host.sweep()
+        assert turn is not None
+        turn = desk.host.run(turn)
+    desk.run(turn)
+
+    assert [connection.replies for connection in waiting] == [[2], [3], [4]]
+
+
 def test_call_that_runs_past_its_deadline_ends_and_is_remembered() -> None:
     """A running call is not cut short: its reply is given, now and on repeat."""
     ran = []

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -79,6 +81,11 @@ DOORS = {
     "pandas": {"codec.dataframes"},
     "sqlite3": {"store", "store.database", "store.reading"},
     "signal": {
+        # The commands: what Ctrl-C does while their modules load.
+        "start_manager",
+        "start_web",
+        "web.__main__",
+        # What is done in good order.
         "service",
         "web.children",
         "web.supervisor",
@@ -297,6 +304,26 @@ def test_every_room_is_in_the_table_of_rooms() -> None:
     assert missing == []
 
 
+def test_who_follows_a_call_by_docs_design_finds_each_function() -> None:
+    """The way of a call names rooms and functions that are there."""
+    section = DESIGN.read_text(encoding="utf-8").split("\n## The way of a call\n")[1]
+    steps = [line.split() for line in section.split("```")[1].splitlines() if line]
+    there = {
+        f"{room} {name}"
+        for room, module in modules().items()
+        for name, _ in definitions(module.tree)
+    }
+    missing = [
+        f"{room} {name}"
+        for room, *names in steps
+        for name in names
+        if f"{room} {name}" not in there
+    ]
+
+    assert len(steps) > 10
+    assert missing == []
+
+
 def test_no_room_stands_on_itself() -> None:
     """There is no cycle of imports, not even one that hides inside a function."""
     try:
@@ -333,6 +360,29 @@ def test_halves_meet_on_the_ground_only() -> None:
     ]
 
     assert wrong == []
+
+
+def test_clients_and_workers_load_no_room_of_the_server() -> None:
+    """The front loads the manager's half when its name is used, and not before."""
+    code = (
+        "import sys, state_server, state_server.integrations.flask\n"
+        "print(*(m for m in sys.modules if m.startswith('state_server.')))\n"
+        "from state_server import *\n"
+        "print(StateManager.__name__, 'state_server.engine' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded, after = done.stdout.splitlines()
+    rooms = {name.removeprefix("state_server.") for name in loaded.split()}
+    assert "client" in rooms
+    assert {room for room in rooms if half_of(room) in ("server", "both")} == set()
+    assert after == "StateManager True"
 
 
 @pytest.mark.parametrize("package", ["client", "codec", "engine", "host", "store"])
@@ -518,10 +568,11 @@ def test_docstrings_are_sentences() -> None:
 
 @cache
 def files_of_tests() -> dict[str, ast.Module]:
-    """Return every module of the tests, by file name."""
+    """Return every module of the tests, by its path among them."""
+    folder = ROOT / "tests"
     return {
-        path.name: ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        str(path.relative_to(folder)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("test_*.py"))
     }
 
 

@@ -7,6 +7,7 @@ pain: a scenario that nobody fails proves nothing.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
@@ -77,34 +78,46 @@ def test_fork_a_dead_childs_answer_reaches_nobody(sides: Sides) -> None:
 
 
 def call_at_once_in_forked_children(side: Side) -> list[str]:
-    """Let four forked children call; return what each found."""
+    """Let four forked children call, each alone and then all; return what they found.
+
+    One after the other, none may be taken for the one before; at once, they may be
+    lucky, and each find a way of its own.
+    """
     handle = side.get("Echo")
     handle.echo("warm")
+    gate, bar = os.pipe()
     readers = []
     for child in range(4):
         reader, writer = os.pipe()
         if os.fork() == 0:
             os.close(reader)
-            wrong = ""
-            try:
-                for turn in range(200):
-                    sent = f"{child}-{turn}"
-                    got = handle.echo(sent)
-                    if got != sent:
-                        wrong = f"{sent} got {got!r}"
-                        break
-            except BaseException as error:
-                wrong = f"{type(error).__name__}: {error}"
+            os.close(bar)
+            wrong = wrong_answer(handle, f"{child} alone")
+            os.write(writer, b".")
+            os.read(gate, 1)
+            for turn in range(200):
+                wrong = wrong or wrong_answer(handle, f"{child}-{turn}")
             os.write(writer, (wrong or "right").encode()[:4000])
             os._exit(0)
         os.close(writer)
+        os.read(reader, 1)
         readers.append(reader)
+    os.close(bar)
     handle.echo("parent")
     found = []
     for reader in readers:
         with os.fdopen(reader) as pipe:
             found.append(pipe.read())
     return found
+
+
+def wrong_answer(handle: Any, sent: str) -> str:
+    """Call; return what is wrong with the answer, nothing if it is the right one."""
+    try:
+        got = handle.echo(sent)
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if got == sent else f"{sent} got {got!r}"
 
 
 def test_fork_children_and_parent_call_at_once(sides: Sides) -> None:
@@ -537,6 +550,44 @@ def test_handle_in_transit(sides: Sides, tmp_path: Path) -> None:
         assert not sent.error, sent
         received = run_bounded(side, receive_a_handle, path)
         assert (received.value == ["kept"]) is works, received
+
+
+def add_one(client: state_server.Client, item: str) -> float | None:
+    """Use a client that was made in the parent; return the timeout of its handles."""
+    basket = client.get("Basket", "pool")
+    basket.add(item)
+    return basket._caller._settings.timeout_s
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_methods_and_clients_in_pools_of_processes(tmp_path: Path, method: str) -> None:
+    """``pool.map(handle.method, …)`` works, and so does a client as an argument.
+
+    However the processes are started, and with a key that stands in no file.
+    """
+    context = multiprocessing.get_context(method)
+    with our_manager(tmp_path / "ours") as manager:
+        key = manager.key
+        client = state_server.connect(manager.address, key, timeout=7)
+        (manager.data_dir / "authkey").rename(manager.data_dir / "hidden")
+        basket = client.get("Basket", "pool")
+        with context.Pool(2, basket.add, ("first",)) as pool:
+            pool.map(basket.add, ["one", "two"])
+        process = context.Process(target=basket.add, args=("three",))
+        process.start()
+        process.join(20)
+        process = context.Process(target=add_one, args=(client, "four"))
+        process.start()
+        process.join(20)
+        found = basket.items()
+        assert sorted(found[:4]) == ["first", "first", "one", "two"]
+        assert found[4:] == ["three", "four"]
+        again = pickle.loads(pickle.dumps(client))
+        assert add_one(again, "five") == 7
+        assert key not in pickle.dumps(client)
+        assert pickle.loads(pickle.dumps(basket))._timeout_s == 7
+        again.close()
+        client.close()
 
 
 def use_a_handle_of_a_stranger(side: Side, path: str) -> Any:

@@ -681,6 +681,7 @@ def start_again(side: Side) -> Any:
         manager.start()
         found.append((manager.Tally().query(), *server_of(manager)))
         manager.shutdown()
+        assert manager.address is None
     return found
 
 
@@ -692,6 +693,27 @@ def test_a_manager_can_be_started_again(tmp_path: Path) -> None:
         assert number == 1
         assert not is_alive(pid)
         assert not Path(folder).exists()
+
+
+def keep_nothing(side: Side) -> Any:
+    """Ask one object of two managers in memory, one after the other."""
+    state_server.share(Counter, name="Journalled", durable="journal")
+    numbers = []
+    for _ in range(2):
+        with StateManager(data_dir=side.folder / "var", memory=True) as manager:
+            numbers += [manager.get("Journalled").query() for _ in range(2)]
+    return numbers, sorted(path.name for path in (side.folder / "var").iterdir())
+
+
+def test_a_manager_in_memory_keeps_nothing_and_hosts_every_class(
+    tmp_path: Path,
+) -> None:
+    """So each test has objects of its own, and an app's journalled classes as well."""
+    outcome = run_bounded(Side(True, "", b"", 0, tmp_path), keep_nothing)
+    assert not outcome.error, outcome
+    numbers, files = outcome.value
+    assert numbers == [1, 2, 1, 2]
+    assert "state.db" not in files
 
 
 def keep_only_a_handle(side: Side) -> Any:
@@ -785,25 +807,43 @@ def query_into(handle: Any, queue: Any) -> None:
     queue.put(handle.with_options(timeout=5).query())
 
 
-def test_handles_find_the_key_of_a_started_manager_in_spawned_workers(
-    tmp_path: Path,
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("key", [b"given", b"given\n"])
+def test_handles_find_a_given_key_in_the_workers_of_a_pool(
+    tmp_path: Path, method: str, key: bytes
 ) -> None:
-    """A given key is also in the folder that the manager made for itself.
-
-    The workers of a pool get their tasks through a pipe, in which no key is sent.
-    """
-    side = Side(True, "", b"given", 0, tmp_path)
-    outcome = run_bounded(side, count_in_a_spawned_pool)
-    assert outcome.value == 1, outcome
+    """Workers inherit the key, also one that no file can hold; no task carries it."""
+    with our_manager(tmp_path / "other") as other:
+        side = Side(True, other.stock_address, key, 0, tmp_path)
+        outcome = run_bounded(side, count_in_a_pool, method, other.key)
+    assert outcome.value == [1, 1, 2], outcome
 
 
-def count_in_a_spawned_pool(side: Side) -> Any:
-    """Count in a worker that was spawned before it was given a handle."""
+def count_in_a_pool(side: Side, method: str, other_key: bytes) -> list[int]:
+    """Count in a worker that was started before it was given a handle."""
     import multiprocessing
 
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(method)
+    other = state_server.connect(side.address, other_key).get("Counter", timeout=5)
+    assert other_key not in pickle.dumps(other)
     with OurManager(authkey=side.key) as manager, context.Pool(1) as pool:
-        return pool.apply(query, (manager.Tally().with_options(timeout=5),))
+        ours = manager.Tally().with_options(timeout=5)
+        return [
+            pool.apply(query, (ours,)),
+            pool.apply(query, (other,)),
+            pool.apply(query_in_a_child, (other, method)),
+        ]
+
+
+def query_in_a_child(handle: Any, method: str) -> Any:
+    """Count once in a worker of a worker."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import current_process, get_context
+
+    # Workers of a pool are not asked to have children, but they may.
+    current_process().daemon = False
+    with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
+        return pool.submit(query, handle).result(20)
 
 
 def test_call_forms_of_a_registered_name() -> None:
@@ -822,7 +862,10 @@ def test_call_forms_of_a_registered_name() -> None:
 
 
 def test_keys_and_addresses_of_a_manager(tmp_path: Path) -> None:
-    """An empty key and an unknown form are refused; a wildcard needs a yes."""
+    """An empty key and an unknown form are refused; a wildcard needs a yes.
+
+    A line end is no part of a key that is given as text.
+    """
     with pytest.raises(ConfigError, match="empty"):
         OurManager(authkey=b"")
     for address in (5, ["127.0.0.1", 0], b"/tmp/s", ("127.0.0.1",)):
@@ -830,7 +873,9 @@ def test_keys_and_addresses_of_a_manager(tmp_path: Path) -> None:
             OurManager(address=address)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="allow_wildcard"):
         OurManager(("", 0), "key", data_dir=tmp_path / "var").get_server()
-    manager = OurManager(("", 0), "key", data_dir=tmp_path / "var", allow_wildcard=True)
+    manager = OurManager(
+        ("", 0), "key\n", data_dir=tmp_path / "var", allow_wildcard=True
+    )
     server = manager.get_server()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -992,6 +1037,37 @@ def test_objects_that_wait_for_others_are_marked(
         ["Event", "is", "a"],
         ["get_queue", "is", "a"],
     ]
+
+
+def test_errors_of_a_queue_arrive_as_themselves(tmp_path: Path) -> None:
+    """``except queue.Empty`` holds for a queue of the manager, in stock clients too."""
+
+    class Mine(StateManager):
+        pass
+
+    class Stock(BaseManager):
+        pass
+
+    pending: queue.Queue[int] = queue.Queue(maxsize=1)
+    Mine.register("get_queue", callable=lambda: pending)
+    Stock.register("get_queue")
+    server = Mine(data_dir=tmp_path / "var").get_server()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        stock = Stock(server.address, (tmp_path / "var" / "authkey").read_bytes())
+        stock.connect()
+        with state_server.connect(data_dir=tmp_path / "var", timeout=10) as client:
+            for handle in (client.get("get_queue"), stock.get_queue()):
+                with pytest.raises(queue.Empty):
+                    handle.get_nowait()
+                handle.put_nowait(1)
+                with pytest.raises(queue.Full):
+                    handle.put_nowait(2)
+                assert handle.get_nowait() == 1
+    finally:
+        server.stop()
+        thread.join()
 
 
 def test_a_factory_that_fails_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Client as StockConnection
 from pathlib import Path
 from typing import Any
 
@@ -547,6 +548,40 @@ def test_result_above_the_limit(tmp_path: Path) -> None:
         with pytest.raises(state_server.StateServerError, match=r"100,?000"):
             echo.big(300_000)
         assert echo.size(b"abc") == 3
+
+
+@pytest.mark.parametrize("size", [100_001, 30_000_000])
+def test_payload_of_a_stock_client_above_the_limit(tmp_path: Path, size: int) -> None:
+    """It learns why, although it cannot know the limit, and can go on.
+
+    What it sends is thrown away as it comes: it takes no memory.
+    """
+    with our_manager(tmp_path / "ours", "--frame-bytes-max", "100000") as manager:
+        echo = manager.stock_client("Echo").Echo()
+        assert echo.size(b"abc") == 3
+        before = resident_bytes(manager.pid)
+        for _ in range(2):
+            with pytest.raises(Exception, match=r"limit of 100000\..*bytes_max"):
+                echo.size(bytes(size))
+            assert echo.size(bytes(50_000)) == 50_000
+        assert resident_bytes(manager.pid) - before < 10_000_000
+        assert manager.log.count("above the limit of 100000. It is thrown away") == 2
+
+
+def test_payload_above_the_limit_has_the_time_of_a_frame(tmp_path: Path) -> None:
+    """Who promises more than may be sent, and then sends nothing, is closed."""
+    with our_manager(
+        *(tmp_path / "ours", "--frame-bytes-max", "100000"),
+        *("--frame-timeout-s", "0.5"),
+    ) as manager:
+        with StockConnection(manager.stock_address, authkey=manager.key) as peer:
+            peer.send((None, "accept_connection", ("one",), {}))
+            assert peer.recv() == ("#RETURN", None)
+            os.write(peer.fileno(), b"\x7f\xff\xff\x00" + bytes(1000))
+            assert peer.poll(10)
+            with pytest.raises((EOFError, ConnectionResetError)):
+                peer.recv()
+        assert "the rest of its frame did not come" in manager.log
 
 
 def allocation_for_a_promise(side: Side) -> int:

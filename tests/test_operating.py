@@ -8,12 +8,14 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from time import time as now_s
@@ -23,6 +25,7 @@ from typing import Any
 import pytest
 
 from state_server import Unanswered, operating
+from state_server import __main__ as commands
 from state_server.__main__ import main
 from state_server.data_folder import DataDirLock, DataDirLocked, lock_holder
 from state_server.dumps import line_of
@@ -335,7 +338,8 @@ def test_a_restore_is_refused_while_a_manager_runs(
     result = command("restore", tmp_path / "copy", "--data-dir", manager.data_dir)
     assert result.returncode == 3
     assert f"process {manager.pid}" in result.stderr
-    result = command("load", tmp_path / "copy", "--data-dir", manager.data_dir)
+    (tmp_path / "dump").write_text(GOOD)
+    result = command("load", tmp_path / "dump", "--data-dir", manager.data_dir)
     assert result.returncode == 3
     with manager.client() as client:
         assert client.get("SomeObj").query() == 1
@@ -733,21 +737,29 @@ def test_a_good_state_has_no_problem(data_dir: Path) -> None:
     assert report.lines()[-1] == "no problem"
 
 
-def test_a_state_on_a_read_only_file_system_is_read(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("absent", "count"), [("", 2), ("-shm", 2), ("-wal", 1), ("-shm -wal", 1)]
+)
+def test_a_state_that_nothing_can_be_written_beside_is_read(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    absent: str,
+    count: int,
 ) -> None:
-    """A snapshot that is mounted read-only: no file is made beside the state."""
-    status = os.statvfs(data_dir)
-    fixed = SimpleNamespace(f_flag=status.f_flag | os.ST_RDONLY)
-    names = {path.name for path in data_dir.iterdir()}
-    with StoreFile(data_dir / "state.db"):
-        assert {path.name for path in data_dir.iterdir()} > names
-    for ending in ("-wal", "-shm"):
-        (data_dir / f"state.db{ending}").unlink()
-    monkeypatch.setattr(os, "statvfs", lambda _: fixed)
-    with StoreFile(data_dir / "state.db") as store:
-        assert store.count("objects") == 1
-        assert {path.name for path in data_dir.iterdir()} == names
+    """A snapshot that is mounted read-only: with the log that is there, or without."""
+    store = SqliteStore(data_dir / "state.db")
+    store.insert([row(number(8), "Number/in the log")], replace=False)
+    snapshot = shutil.copytree(data_dir, tmp_path / "snapshot")
+    store.close()
+    for ending in absent.split():
+        (snapshot / f"state.db{ending}").unlink()
+    names = {path.name for path in snapshot.iterdir()}
+    monkeypatch.setattr(os, "access", lambda path, mode: path != snapshot)
+    with StoreFile(snapshot / "state.db") as found:
+        assert found.count("objects") == count
+        assert found.damage() == []
+        assert {path.name for path in snapshot.iterdir()} == names
 
 
 def test_a_class_that_is_not_given_is_told_and_counted(data_dir: Path) -> None:
@@ -908,7 +920,7 @@ def test_check_loads_modules_where_the_command_was_typed(tmp_path: Path) -> None
         file.write(f"HASH = {answer.stdout}")
     result = command("check", "--objects", "diaries", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
-    assert "1 objects, 1 loaded" in result.stdout
+    assert "1 object, 1 loaded" in result.stdout
     result = command("check", "--objects", "absent", cwd=tmp_path)
     assert result.returncode == 2
     assert "'absent' cannot be loaded" in result.stderr
@@ -953,7 +965,10 @@ def _index() -> Index:
         (_twice, True),
         (lambda: Thing(inner=Thing(a=1)), True),
     ],
-    ids="number text cycle shelf index point empty twice inner".split(),  # noqa: SIM905
+    ids=(
+        *("number", "text", "cycle", "shelf", "index", "point"),
+        *("empty", "twice", "inner"),
+    ),
 )
 def test_an_object_is_loaded_as_it_was_dumped(
     tmp_path: Path, make: Any, needs_trust: bool
@@ -972,7 +987,7 @@ def test_an_object_is_loaded_as_it_was_dumped(
     operating.load(tmp_path / "elsewhere", [line], trust=needs_trust)
     (loaded,) = rows_of(tmp_path / "elsewhere" / "state.db")
     assert loaded[:3] == (("Class", "key"), 4, 3)
-    back = image.read(loaded.image, type(value), {})
+    back = image.rebuild(loaded.image, type(value), {})
     if make is _cycle:
         assert back.me == [back]
         assert back.name == "me"
@@ -1139,19 +1154,20 @@ def test_the_verbs_do_what_they_say(
     here = ("--data-dir", data_dir)
     code, out, err = run(capsys, "backup", tmp_path / "copy", *here)
     assert (code, err) == (0, "")
-    assert f"Backed up 1 objects of {data_dir} to {tmp_path / 'copy'}" in out
+    assert f"Backed up 1 object of {data_dir} to {tmp_path / 'copy'}" in out
     code, out, err = run(capsys, "restore", tmp_path / "copy", *here)
     assert (code, err) == (0, "")
-    assert "Restored 1 objects" in out
+    assert "Restored 1 object from" in out
     assert "before-restore" in out
     code, out, err = run(capsys, "check", *here)
     assert (code, err) == (0, "")
+    assert "\n1 object of 'Number' not loaded" in out
     assert out.endswith("no problem\n")
     assert run(capsys, "check", "--strict", *here)[0] == 1
     code, out, err = run(capsys, "dump", tmp_path / "dump", *here)
     assert (code, out, err) == (
         0,
-        f"Dumped 1 objects of {data_dir} to {tmp_path / 'dump'}.\n",
+        f"Dumped 1 object of {data_dir} to {tmp_path / 'dump'}.\n",
         "",
     )
     code, out, err = run(capsys, "load", tmp_path / "dump", "--replace", *here)
@@ -1177,6 +1193,9 @@ def test_the_verbs_do_what_they_say(
         (["restore", "{tmp}/var/state.db"], 2, "is the state itself"),
         (["load", "{tmp}/none"], 2, "cannot be read"),
         (["load", "{tmp}/there"], 2, "line 1 does not fit"),
+        (["load", "{tmp}/var/state.db"], 2, "Say `restore` in place of `load`"),
+        (["restore", "{tmp}/dump"], 2, "Say `load` in place of `restore`"),
+        (["load", "{tmp}/bytes"], 2, "bytes is no dump: 'utf-8'"),
         (["check", "--objects", "no.such"], 2, "'no.such' cannot be loaded"),
         (["ping", "--timeout", "0.1"], 1, "No manager runs with"),
         (["ping", "--timeout", "-1"], 2, "seconds above 0"),
@@ -1197,6 +1216,8 @@ def test_errors_say_what_to_do(
     """Each has its exit code, and a sentence without a traceback."""
     monkeypatch.setenv("STATE_SERVER_DATA_DIR", str(data_dir))
     (tmp_path / "there").write_text("something\n")
+    (tmp_path / "bytes").write_bytes(b"\x1f\x8b\x08")
+    (tmp_path / "dump").write_text(GOOD)
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     before = sorted(path.name for path in tmp_path.iterdir())
     found, out, err = run(capsys, *given)
@@ -1214,6 +1235,22 @@ def test_a_stop_that_waits_speaks_of_stopping(
     told = [line for line in caplog.messages if "waits" in line]
     assert len(told) == 1
     assert told[0].startswith("The request 'stop' to the manager waits: No manager")
+
+
+def test_a_verb_that_is_interrupted_says_so(tmp_path: Path) -> None:
+    """Ctrl-C ends it with one sentence, and the code that a shell expects."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "state_server", "ping", "--timeout", "60"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "ping' to the manager waits" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read() == "state-server ping: interrupted\n"
 
 
 def test_a_manager_that_was_named_by_the_environment_is_told_to_stop(
@@ -1241,6 +1278,27 @@ def test_a_manager_that_was_named_by_the_environment_is_told_to_stop(
     manager.stop()
 
 
+def test_a_stop_waits_longer_for_calls_to_end_than_for_an_answer(
+    start_manager: StartManager,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A manager takes ten seconds to drain, unless told otherwise; ``stop`` has them.
+
+    The clock of the command goes on by six seconds with each look.
+    """
+    manager = start_manager()
+    process_id = lock_holder(manager.data_dir)
+    holders, seconds = iter([process_id] * 3), itertools.count(0, 6)
+    monkeypatch.setattr(commands, "lock_holder", lambda _: next(holders, None))
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=time.sleep)
+    monkeypatch.setattr(commands, "time", clock)
+    code, out, err = run(capsys, "stop", "--data-dir", manager.data_dir)
+    assert (code, err) == (0, "")
+    assert out == f"The manager (process {process_id}) has stopped.\n"
+    manager.stop()
+
+
 @pytest.mark.parametrize("verb", ["backup", "restore", "check", "dump", "load", ""])
 def test_help_tells_the_exit_codes(
     capsys: pytest.CaptureFixture[str], verb: str
@@ -1263,7 +1321,10 @@ def test_only_the_owner_may(
 ) -> None:
     """Another user, root too, would leave files that the manager cannot use."""
     copy = tmp_path / "copy"
-    operating.back_up(data_dir, copy)
+    if verb == "load":
+        copy.write_text(GOOD)
+    else:
+        operating.back_up(data_dir, copy)
     before = sorted(path.name for path in data_dir.iterdir())
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 12345)
     arguments = [] if verb == "check" else [tmp_path / "other"]
@@ -1317,7 +1378,7 @@ def test_a_class_that_began_anew_before_its_alias_was_told_can_be_put_right(
     """Two objects of one key cannot become one: the error says what to do about it."""
     put(data_dir, row(number(1), "Tally/default"), row(number(2), "Tally/other"))
     store = SqliteStore(data_dir / "state.db")
-    with pytest.raises(ConfigError, match=r"both have 1 objects.*'default'.* dump"):
+    with pytest.raises(ConfigError, match=r"both have .* \(1, such as 'default'\)"):
         store.rename("Number", "Tally")
     store.close()
     assert value_in(data_dir / "state.db") == 7

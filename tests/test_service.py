@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,10 @@ class Talker:
         print("printed by a method")
         return 1
 
+    def whisper(self):
+        print("printed \\ud800")
+        return 2
+
     def linger(self, seconds):
         import time
         time.sleep(seconds)
@@ -62,6 +67,20 @@ def test_what_classes_print_is_in_the_log_and_not_in_the_report(tmp_path: Path) 
     manager.stop()
     assert "printed at import" in manager.log
     assert "printed by a method" in manager.log
+
+
+def test_what_methods_print_is_in_the_log_at_once(tmp_path: Path) -> None:
+    """Nobody waits for 8 KiB of it, and no character makes the method fail."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    manager = ManagerProcess(
+        tmp_path, "--objects", "talkative", PYTHONUNBUFFERED="", PYTHONIOENCODING=""
+    ).start()
+    try:
+        with manager.client() as client:
+            assert client.get("Talker").whisper() == 2
+        assert "printed \\ud800\n" in manager.log
+    finally:
+        manager.stop()
 
 
 def test_stop_returns_when_the_manager_has_stopped(tmp_path: Path) -> None:
@@ -242,6 +261,40 @@ class Forker:
 """
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [ROOT / "start_manager.py"],
+        [ROOT / "start_web.py"],
+        ["-m", "web"],
+    ],
+)
+def test_a_command_that_is_interrupted_while_it_loads_ends_without_a_word(
+    tmp_path: Path, words: list[str | Path]
+) -> None:
+    """Its exit code says that it was interrupted, as the shell expects."""
+    # Loaded by every command, and never by Python itself.
+    (tmp_path / "difflib.py").write_text(
+        "import pathlib, time\n"
+        "pathlib.Path(__file__).with_name('loading').touch()\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until((tmp_path / "loading").exists)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, said) == (-signal.SIGINT, b"")
+
+
 def test_a_child_that_a_method_forked_keeps_neither_folder_nor_callers(
     tmp_path: Path,
 ) -> None:
@@ -387,6 +440,77 @@ def test_a_folder_with_a_percent_sign_is_found(tmp_path: Path) -> None:
         state_server.connect(data_dir=folder, timeout=10) as client,
     ):
         assert client.ping() > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_folder_whose_name_is_no_text_is_found(tmp_path: Path) -> None:
+    """A path is bytes: it may be of another encoding than that of the terminal."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "start_manager.py"), "--data-dir", folder],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().endswith(b"/caf\xe9/manager.sock\n")
+        with state_server.connect(data_dir=folder, timeout=10) as client:
+            assert client.ping() > 0
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+POOR = """
+from state_server import data_folder, service, share
+
+def fail(*_):
+    raise OSError(24, "Too many open files")
+
+{name} = fail
+
+@share(durable="journal")
+class Nothing:
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["data_folder.write_whole", "service.Engine"])
+def test_an_error_of_the_system_ends_the_start_with_one_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    """No descriptor, no room on the disk: the reason is said, without a traceback."""
+    (tmp_path / "poor.py").write_text(POOR.format(name=name))
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "start_manager.py"), "--objects", "poor"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    said = r"The manager was not started: .*\[Errno 24\] Too many open files"
+    assert re.search(said, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_closed_standard_output_is_no_obstacle(tmp_path: Path) -> None:
+    """Nobody waits for the line then; the manager serves, and its log is whole."""
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {sys.executable} {ROOT}/start_manager.py >&-"],
+            cwd=tmp_path,
+            stderr=log,
+        )
+    try:
+        with state_server.connect(data_dir=tmp_path / "var", timeout=20) as client:
+            assert client.ping() > 0
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    assert b"Ready at" in (tmp_path / "log").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["authkey", "adminkey"])

@@ -23,6 +23,7 @@ from state_server.settings import (
     CommonSettings,
     ManagerSettings,
     WebSettings,
+    checked_key,
     from_command_line,
     from_environment,
     read_address_file,
@@ -185,6 +186,8 @@ BAD = [
     ("slice_s", "soon"),
     ("log_level", "loud"),
     ("parent_fd", "x"),
+    ("parent_fd", "-1"),
+    ("busy_poll_s", "0.2"),
     ("frame_bytes_max", "1023"),
 ]
 
@@ -295,6 +298,15 @@ def test_several_unknown_variables_are_told_in_order() -> None:
     ]
 
 
+def test_what_the_parent_has_told_is_not_told_by_its_children() -> None:
+    """A variable that is set for them later is."""
+    environ = settings.as_told({"STATE_SERVER_QEUE_MAX": "1", "PATH": "/bin"})
+    assert environ["PATH"] == "/bin"
+    assert unknown_variables(environ) == []
+    (sentence,) = unknown_variables({**environ, "STATE_SERVER_B": ""})
+    assert "STATE_SERVER_B" in sentence
+
+
 def test_secrets_are_no_options() -> None:
     """A key cannot stand on a command line, where every user can read it."""
     for record in RECORDS:
@@ -313,6 +325,15 @@ def test_a_key_that_is_given_as_an_option_is_not_shown(
     assert caught.value.code == 2
     assert "there is no option '--authkey'. Did you mean --authkey-file?" in told
     assert "hush" not in told
+
+
+def test_a_mistyped_option_is_told_in_two_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The sentence that helps is not hidden below a page of all options."""
+    with pytest.raises(SystemExit):
+        parsed("--data-dri", "var")
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 # Keys --------------------------------------------------------------------------------
@@ -340,6 +361,15 @@ def test_line_end_is_no_part_of_a_key(tmp_path: Path) -> None:
     assert read_key_file(path) == b" a key "
 
 
+def test_line_end_is_no_part_of_a_key_that_is_given_as_text() -> None:
+    """Bytes are the key as they are, as with a stock client; text is read as a file."""
+    assert checked_key("secret\r\n") == checked_key("secret") == b"secret"
+    assert checked_key(b"secret\n") == b"secret\n"
+    for wrong, said in (("\n", "empty"), (b"", "empty"), (5, "type int")):
+        with pytest.raises(ConfigError, match=said):
+            checked_key(wrong)  # type: ignore[arg-type]
+
+
 def test_missing_key_file_is_no_key(tmp_path: Path) -> None:
     """A file that is not there means that there is no key, not an error."""
     assert read_key_file(tmp_path / "authkey") is None
@@ -350,6 +380,15 @@ def test_key_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
     """A folder in place of the file, for one, is named with the system's reason."""
     with pytest.raises(ConfigError, match=r"cannot be read: .*directory"):
         read_key_file(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_what_is_no_file_is_not_read_as_a_key(tmp_path: Path) -> None:
+    """A FIFO, which is waited for, and a device, which may never end, are named."""
+    os.mkfifo(tmp_path / "authkey")
+    for path in (tmp_path / "authkey", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"key file {path} is no regular file"):
+            read_key_file(path)
 
 
 @needs_root_to_fail
@@ -391,16 +430,9 @@ def test_address_file_holds_a_url_or_nothing(
     assert read_address_file(tmp_path) == expected
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", None])
-def test_an_address_that_may_not_be_read_is_told(
-    tmp_path: Path, content: bytes | None
-) -> None:
+def test_an_address_that_may_not_be_read_is_told(tmp_path: Path) -> None:
     """Who may not look is not told that no manager runs there."""
-    path = tmp_path / "address"
-    if content is None:
-        path.mkdir()
-    else:
-        path.write_bytes(content)
+    (tmp_path / "address").mkdir()
 
     with pytest.raises(ConfigError, match=r"cannot be read.*STATE_SERVER_ADDRESS"):
         read_address_file(tmp_path)

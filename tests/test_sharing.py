@@ -41,6 +41,18 @@ class Base:
         """Do nothing."""
 
 
+class Once:
+    """A property that is computed once, as many packages have one of their own."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        raise AssertionError("properties are not read to find out what is offered")
+
+
 class Everything(Base):
     """Has one of each sort of attribute."""
 
@@ -91,6 +103,19 @@ class Everything(Base):
         """Fail: see above."""
         raise AssertionError
 
+    @Once
+    def once(self) -> int:
+        """Fail: see above."""
+        raise AssertionError
+
+    @functools.singledispatchmethod
+    def dispatched(self, value: object) -> None:
+        """Do nothing."""
+
+    @functools.lru_cache  # noqa: B019 - a method like any other
+    def remembered(self) -> None:
+        """Do nothing."""
+
     def _private(self) -> None:
         pass
 
@@ -130,10 +155,12 @@ def test_public_methods_properties_and_container_methods_are_offered() -> None:
         "partial",
         "lambda_",
         "inherited",
+        "dispatched",
+        "remembered",
         "__len__",
         "__iter__",
     }
-    assert contract.properties == {"shown", "read", "cached"}
+    assert contract.properties == {"shown", "read", "cached", "once"}
     assert contract.settable == {"shown"}
     assert contract.class_name == "E"
 
@@ -522,13 +549,32 @@ def test_objects_that_cannot_be_loaded_are_config_errors(
         {"readonly": "look"},
         {"args": 5},
         {"idle_timeout": -1},
+        {"idle_timeout": "60"},
+        {"transient": {"lock": "Lock"}},
     ],
-    ids=str,
 )
 def test_options_of_the_wrong_form_are_refused(options: dict[str, Any]) -> None:
     """A text where names are wanted is not taken letter by letter."""
     with pytest.raises(ConfigError, match=next(iter(options))):
         describe_class(Base, **options)
+
+
+class Sized:
+    """A class whose objects cannot be built from nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+@pytest.mark.parametrize("options", [{}, {"args": (1, 2)}, {"kwargs": {"sise": 1}}])
+def test_arguments_that_do_not_fit_are_told_where_they_are_given(
+    options: dict[str, Any],
+) -> None:
+    """It is said when the class is shared, and not by each call that follows."""
+    with pytest.raises(ConfigError, match=r"Sized\.__init__: .*argument.*args="):
+        describe_class(Sized, **options)
+    assert describe_class(Sized, args=(5,)).build().size == 5
+    assert describe_class(Sized, kwargs={"size": 5}).build().size == 5
 
 
 def test_alias_of_another_class_is_refused() -> None:
@@ -541,6 +587,20 @@ def test_alias_of_another_class_is_refused() -> None:
     shared.add(describe_class(dict, name="Fresh", aliases=("Former",)))
     with pytest.raises(ConfigError, match="Former"):
         shared.add(describe_class(list, name="Former"))
+
+
+def test_a_ready_made_class_gives_way_to_an_alias() -> None:
+    """A class that was called so before is the user's own, whatever comes later."""
+    shared = Catalogue()
+    ready_made = describe_class(Base, name="Former", ready_made=True)
+    shared.add(ready_made)
+    shared.add(describe_class(dict, name="Fresh", aliases=("Former",)))
+    shared.add(ready_made)
+
+    found = shared.get("Former")
+    assert found is not None
+    assert found.name == "Fresh"
+    assert shared.names() == ["Fresh"]
 
 
 def test_pickled_catalogue_keeps_its_aliases() -> None:

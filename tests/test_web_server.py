@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from waitress import wasyncore  # type: ignore[import-untyped]
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from state_server.settings import WebSettings
 from web.log import Seldom
@@ -26,6 +27,7 @@ class Running:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.address: tuple[str, int] = self.listener.getsockname()
+        self.environ: dict[str, Any] = {}
         self.may_end = threading.Event()
         self.runs = threading.Semaphore(0)
         self.everything_answered: bool | None = None
@@ -45,6 +47,7 @@ class Running:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Answer ``done``, at once or, for ``/held``, when the test says so."""
+        self.environ = environ
         if environ["PATH_INFO"] == "/held":
             self.runs.release()
             self.may_end.wait(DEADLINE_S)
@@ -110,6 +113,20 @@ def test_connections_stay_open(make: Callable[..., Running]) -> None:
     running = make().start()
     connection = running.connect()
     assert [ask(connection), ask(connection)] == [None, None]
+    connection.close()
+
+
+def test_an_app_behind_a_proxy_learns_who_asks(make: Callable[..., Running]) -> None:
+    """What a proxy says reaches ``ProxyFix``, as under other servers; alone, nobody."""
+    running = make().start()
+    connection = running.connect()
+    connection.request("GET", "/", headers={"X-Forwarded-For": "192.0.2.7"})
+    connection.getresponse().read()
+
+    assert running.environ["REMOTE_ADDR"] == "127.0.0.1"
+    fixed = ProxyFix(running.application)
+    list(fixed(dict(running.environ), lambda *_: None))
+    assert running.environ["REMOTE_ADDR"] == "192.0.2.7"
     connection.close()
 
 
@@ -212,6 +229,21 @@ def test_connections_fit_the_descriptors(
     running = make()
     assert running.server._waitress.adj.connection_limit == 36
     assert "the limit of open files (100) allows 36 connections" in caplog.text
+
+
+def test_descriptors_are_taken_where_the_system_gives_them(
+    make: Callable[..., Running],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The usual limit, 1024 that a process may raise, is no reason for a warning."""
+    limits = [(1024, 4096)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    running = make()
+    assert limits[1:] == [(1064, 4096)]
+    assert running.server._waitress.adj.connection_limit == 1000
+    assert caplog.text == ""
 
 
 def test_repr(make: Callable[..., Running]) -> None:

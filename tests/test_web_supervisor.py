@@ -23,6 +23,9 @@ from .processes import wait_until
 HOME = Path(__file__).resolve().parent.parent
 DEADLINE_S = 60.0
 
+#: What tests leave in the environment of a service; no setting has this name.
+MISSPELLED = "STATE_SERVER_QEUE_MAX"
+
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(),
     reason="processes are found by their environment, in /proc",
@@ -104,7 +107,7 @@ class Service:
         environ = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("STATE_SERVER_")
+            if not name.startswith("STATE_SERVER_") or name == MISSPELLED
         }
         name, _, value = self.mark.partition("=")
         environ[name] = value
@@ -538,12 +541,36 @@ def test_killed_manager_is_restarted(start: Start) -> None:
 
 
 def test_explicit_address_starts_no_manager(start: Start, tmp_path: Path) -> None:
-    """With an address given, no manager is started, and requests end in 503."""
+    """With an address given, no manager is started, and requests end in 503.
+
+    That nobody answers there is told once, before it says that it is ready.
+    """
     address = f"unix://{tmp_path}/nobody.sock"
     service = start("--address", address).until_ready()
     assert service.manager() == []
+    told = f"requests that need the manager at {address} will fail until it answers: "
+    assert service.log().count(told) == 1
     assert service.get("/healthz")[0] == 200
     assert service.get("/readyz")[0] == 503
+
+
+def test_an_address_where_a_manager_answers_is_told(start: Start) -> None:
+    """Whoever names an address sees in the log that it is a good one."""
+    first = start().until_ready()
+    address = f"unix://{first.folder}/var/manager.sock"
+    second = start("--address", address).until_ready()
+    assert second.log().count(f"using the manager at {address}\n") == 1
+    assert [each.get()[1] for each in (first, second)] == ["1", "2"]
+
+
+def test_a_misspelled_variable_is_told_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the parent, and not by the manager and each worker again."""
+    monkeypatch.setenv(MISSPELLED, "5")
+    service = start(*SHOP_APP).until_ready()
+    assert service.get() == (200, "1")
+    assert service.log().count(f"{MISSPELLED} is not a setting") == 1
 
 
 def test_second_service_uses_the_running_manager(start: Start) -> None:

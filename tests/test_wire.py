@@ -104,6 +104,24 @@ def test_length_above_the_limit_is_too_large_at_once(head: bytes) -> None:
         reader.feed(head)
 
 
+@pytest.mark.parametrize("long_form", [False, True])
+@pytest.mark.parametrize("come", [12, 50, 301, 312, 340])
+def test_a_frame_that_is_too_large_is_skipped(long_form: bool, come: int) -> None:
+    """However much of it is here, and of the next one: how much will come is told."""
+    head = struct.pack("!iQ", -1, 300) if long_form else struct.pack("!i", 300)
+    stream = wire.framed(b"before") + head + bytes(300) + wire.framed(b"next")
+    begin, end = len(wire.framed(b"before")), len(stream) - len(wire.framed(b"next"))
+    reader = FrameReader(100)
+    assert reader.feed(stream[:begin] + stream[begin:][:come]) == b"before"
+    with pytest.raises(TooLarge):
+        reader.next()
+
+    rest = reader.skip()
+    assert rest == max(0, end - begin - come)
+    assert reader.feed(stream[begin + come + rest :]) == b"next"
+    assert reader.buffered == 0
+
+
 def test_promised_length_takes_no_memory() -> None:
     """Memory grows with what has arrived, never with what a length promises."""
     reader = FrameReader(2**40)

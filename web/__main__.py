@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+
+if __name__ == "__main__":
+    # Ctrl-C while the modules load, which takes most of the start, is told by nobody.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from state_server import settings
 from state_server.errors import ConfigError

@@ -1,6 +1,7 @@
 """The manager that the workers call: somebody else's, or a child of our own.
 
-With an explicit address the operator looks after the manager and nothing is started.
+With an explicit address the operator looks after the manager and nothing is started;
+whether it answers is told once.
 Otherwise the lock of the data folder decides: free means that a manager is started as
 a child, restarted when it dies, and stopped last; held means that a manager lives
 already, and all there is to do is to wait until it answers. While that one is used, the
@@ -93,6 +94,26 @@ class ManagerKeeper:
             else:
                 self._ask(now)
 
+    def tell_of_address(self) -> None:
+        """Log whether a manager answers at the address that was given, if one was.
+
+        That none does is no failure: it may be started later, and again.
+        """
+        address = self._settings.address
+        if address is None:
+            return
+        try:
+            lacking = self._lacking_in_another()
+        except StateServerError as error:
+            logger.warning(
+                "requests that need the manager at %s will fail until it answers: %s",
+                address,
+                error,
+            )
+        else:
+            logger.info("using the manager at %s", address)
+            self._warn_of(lacking)
+
     def stop(self) -> None:
         """Ask our manager, if there is one, to drain and end."""
         self._stopping = True
@@ -173,11 +194,7 @@ class ManagerKeeper:
 
     def _ask(self, now: float) -> None:
         try:
-            authkey = read_authkey(self._settings, self._environ)
-            data_dir = self._settings.data_dir
-            with state_server.connect(authkey=authkey, data_dir=data_dir) as client:
-                client.ping(timeout=ASK_TIMEOUT_S)
-                lacking = self._lacking(client)
+            lacking = self._lacking_in_another()
         except StateServerError as error:
             self._act_at = time.monotonic() + ASK_EVERY_S
             if not self.ready and now >= self._deadline:
@@ -188,22 +205,35 @@ class ManagerKeeper:
                 )
         else:
             logger.info("using the manager that runs already")
-            if lacking:
-                logger.warning(
-                    "the manager that runs already does not share %s; restart it with "
-                    "%s as well",
-                    ", ".join(lacking),
-                    " ".join(f"--objects {item}" for item in lacking),
-                )
+            self._warn_of(lacking)
             self.ready = self._uses_another = True
             self._act_at = time.monotonic() + LOOK_EVERY_S
 
-    def _lacking(self, client: state_server.Client) -> list[str]:
-        """Return which of our ``--objects`` another's manager does not share."""
-        wanted = self._settings.objects
-        try:
-            answer = client.control("lacks", *wanted, timeout=ASK_TIMEOUT_S)
-        except NotAllowed:
-            # An older release, which cannot tell, serves all the same.
-            return []
-        return cast("list[str]", answer)
+    def _lacking_in_another(self) -> list[str]:
+        """Return which of our ``--objects`` another's manager does not share.
+
+        Raises ``StateServerError`` when it does not answer.
+        """
+        settings = self._settings
+        authkey = read_authkey(settings, self._environ)
+        with state_server.connect(
+            settings.address, authkey, data_dir=settings.data_dir
+        ) as client:
+            client.ping(timeout=ASK_TIMEOUT_S)
+            try:
+                answer = client.control(
+                    "lacks", *settings.objects, timeout=ASK_TIMEOUT_S
+                )
+            except NotAllowed:
+                # An older release, which cannot tell, serves all the same.
+                return []
+            return cast("list[str]", answer)
+
+    def _warn_of(self, lacking: list[str]) -> None:
+        if lacking:
+            logger.warning(
+                "the manager that runs already does not share %s; restart it with %s "
+                "as well",
+                ", ".join(lacking),
+                " ".join(f"--objects {item}" for item in lacking),
+            )

@@ -87,6 +87,9 @@ class Server:
             backlog=self._backlog,
             connection_limit=self._connections_max,
             max_request_body_size=settings.request_bytes_max,
+            # X-Forwarded-For and the like are the app's to believe, by ProxyFix, as
+            # under other servers; without them all visitors would be the proxy.
+            clear_untrusted_proxy_headers=False,
             # select() cannot watch descriptors above 1023.
             asyncore_use_poll=True,
         )
@@ -164,10 +167,10 @@ def _connections_max(settings: WebSettings) -> int:
 
     Without descriptors the loop would try again and again to accept what it cannot.
     """
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.worker_connections_max
+    descriptors = _descriptors(wanted + SPARE_DESCRIPTORS)
     possible = max(1, descriptors - SPARE_DESCRIPTORS)
-    if descriptors != resource.RLIM_INFINITY and possible < wanted:
+    if possible < wanted:
         logger.warning(
             "the limit of open files (%d) allows %d connections, not %d",
             descriptors,
@@ -176,3 +179,21 @@ def _connections_max(settings: WebSettings) -> int:
         )
         return possible
     return wanted
+
+
+def _descriptors(wanted: int) -> int:
+    """Return how many descriptors there may be, ``wanted`` or fewer; raise the limit.
+
+    Most systems give a process 1024 at first, and more if it asks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if possible <= soft:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    except (OSError, ValueError):
+        return soft
+    return possible

@@ -118,6 +118,7 @@ class Supervisor:
             self._stop()
         elif self._phase is Phase.STARTING and self._pool.complete:
             self._phase = Phase.SERVING
+            self._keeper.tell_of_address()
             self._announce()
         if self._phase is Phase.STOPPING_WORKERS and self._pool.gone:
             self._phase = Phase.STOPPING_MANAGER
@@ -198,7 +199,7 @@ class Supervisor:
         that an app which calls ``connect()`` or ``StateServer(app)`` without arguments
         meets the right manager.
         """
-        environ = dict(os.environ)
+        environ = settings_module.as_told(os.environ)
         # Wherever start_web.py was called from, its children find this package; their
         # working folder stays in front, where an app of the user's is looked for.
         home = str(Path(__file__).resolve().parent.parent)

@@ -10,9 +10,11 @@ client, ``link`` is one of them, and ``stream`` its bytes, with a deadline.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import multiprocessing.context
+import multiprocessing.process
 import os
 import random
 import threading
@@ -40,6 +42,7 @@ from ..settings import (
     APP_KEYS,
     ClientSettings,
     checked_folder,
+    checked_key,
     checked_timeout,
     from_environment,
     read_address_file,
@@ -115,15 +118,11 @@ def connect(
     settings = from_environment(ClientSettings, os.environ, **changes)
     if settings.address is not None:
         parse_address(settings.address)
-    key = authkey.encode() if isinstance(authkey, str) else authkey
-    if key is not None and not isinstance(key, bytes | bytearray):
-        kind = type(key).__qualname__
-        raise ConfigError(f"The authkey given is of type {kind}; it is bytes or text.")
-    if key is not None and not key:
-        raise ConfigError("The authkey given is empty.")
+    key = None if authkey is None else checked_key(authkey)
     client = Client(settings, key, admin=admin)
     if key is not None:
         _with_key[client.location] = client
+        _leave_to_children(client.location, key)
     return client
 
 
@@ -246,9 +245,25 @@ class Client:
         The key is left out, but for a child process that ``multiprocessing`` is
         starting with it: nobody else reads that, and the child may have no other way.
         """
-        is_for_child = multiprocessing.context.get_spawning_popen() is not None
-        authkey = self._key if is_for_child else None
+        authkey = self._key_for_child()
+        if timeout_s is None:
+            # The client that it will have is made without this one's settings.
+            timeout_s = self._settings.timeout_s
         return restore_handle, (*self.location, class_name, key, timeout_s, authkey)
+
+    def __reduce__(self) -> tuple[Callable[..., Client], tuple[Any, ...]]:
+        """Pickle as the manager's place, for processes that are given a client.
+
+        The connections stay here. For the key the same holds as for handles.
+        """
+        folder = self._settings.data_dir.absolute()
+        settings = dataclasses.replace(self._settings, data_dir=folder)
+        return restore_client, (settings, self._key_for_child(), self._admin)
+
+    def _key_for_child(self) -> bytes | None:
+        """Return the key if a child process is being started with what is pickled."""
+        is_for_child = multiprocessing.context.get_spawning_popen() is not None
+        return self._key if is_for_child else None
 
     def contract(
         self, class_name: str, *, again: bool = False, timeout: float | None = None
@@ -280,7 +295,7 @@ class Client:
         if args or kwargs:
             # Before a connection is taken: what cannot be sent spoils none.
             offset = wire.call_head_bytes(wire.pack_target(*target))
-            body = bodies.pack((args, kwargs), offset)
+            body = bodies.pack((args, kwargs), offset, is_call=True)
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
@@ -440,7 +455,8 @@ class _Exchange:
         except TimeIsUp as error:
             if error.sent or self.lane is not None:
                 raise Unanswered(
-                    f"{self._named()} was sent, but no answer came before the deadline."
+                    f"{self._named()} was sent, but no answer came before the "
+                    "deadline; it may have run, or may yet."
                 ) from None
             raise Unreachable(f"{self._named()} could not be sent in time.") from None
         if reply.number != self.number:
@@ -472,6 +488,8 @@ class _Exchange:
 
     def _named(self) -> str:
         class_name, key, method = self.target
+        if method in ("__getattribute__", "__setattr__"):
+            return f"The call for a property of {class_name}/{key}"
         if class_name:
             return f"{class_name}/{key}.{method}"
         return f"The request {method!r} to the manager"
@@ -495,6 +513,32 @@ _restored_lock = threading.RLock()
 #: The clients of this process that were given their key. Handles that are unpickled
 #: here, or in a child that was forked from here, find it there.
 _with_key: weakref.WeakValueDictionary[Place, Client] = weakref.WeakValueDictionary()
+
+#: Where a process has the keys that its children inherit, beside its ``authkey``; at
+#: most so many, those given last.
+_LEFT_KEYS, _LEFT_KEYS_MAX = "state_server_keys", 100
+
+
+def _left_keys() -> dict[Place, bytes]:
+    """Return the keys that were given in this process, or in one that started it."""
+    config = getattr(multiprocessing.process.current_process(), "_config", {})
+    return config.get(_LEFT_KEYS, {})  # type: ignore[no-any-return]
+
+
+def _leave_to_children(place: Place, key: bytes) -> None:
+    """Let the processes that ``multiprocessing`` starts from now on inherit a key.
+
+    What starts a worker of a pool carries it, as it does the process's own ``authkey``;
+    no task does. A copy each time, since another thread may be starting one.
+    """
+    config = getattr(multiprocessing.process.current_process(), "_config", {})
+    with _restored_lock:
+        keys = dict(_left_keys())
+        keys.pop(place, None)
+        keys[place] = key
+        while len(keys) > _LEFT_KEYS_MAX:
+            del keys[next(iter(keys))]
+        config[_LEFT_KEYS] = keys
 
 
 def _after_fork_in_child() -> None:
@@ -522,10 +566,21 @@ def restore_handle(
     place = (address, data_dir)
     with _restored_lock:
         model = _with_key.get(place)
-        if authkey is None and model is not None:
-            authkey = model._key
+        if authkey is None:
+            authkey = _left_keys().get(place) if model is None else model._key
         client = _restored.get(place)
         if client is None or (authkey is not None and client._key != authkey):
             client = connect(address, authkey, data_dir=data_dir)
             _restored[place] = client
     return Handle(client, class_name, key, timeout_s)
+
+
+def restore_client(
+    settings: ClientSettings, authkey: bytes | None, admin: bool
+) -> Client:
+    """Return a client like the one that was pickled, with connections of its own."""
+    client = Client(settings, authkey, admin=admin)
+    model = _with_key.get(client.location)
+    if authkey is None and model is not None:
+        client._key = model._key
+    return client

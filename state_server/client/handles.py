@@ -42,11 +42,12 @@ class Caller(Protocol):
 class RemoteMethod:
     """One method of one object, ready to be called."""
 
-    __slots__ = ("_call", "_target", "_timeout_s")
+    __slots__ = ("_call", "_caller", "_target", "_timeout_s")
 
     def __init__(
         self, caller: Caller, target: tuple[str, str, str], timeout_s: float | None
     ) -> None:
+        self._caller = caller
         self._call = caller.call
         self._target = target
         self._timeout_s = timeout_s
@@ -64,6 +65,12 @@ class RemoteMethod:
         """Say which method of which object it is."""
         class_name, key, method = self._target
         return f"<method {method} of {class_name}/{key}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle as the handle and the name: pools of processes are given methods."""
+        class_name, key, method = self._target
+        handle = Handle(self._caller, class_name, key, self._timeout_s)
+        return _method_of, (handle, method)
 
 
 class Handle:
@@ -116,7 +123,7 @@ class Handle:
         if name.startswith("_"):
             # Asked for by copy, pickle, inspect and editors; never an offer of ours.
             raise AttributeError(f"{self!r} offers no {name!r}.")
-        if self._sort(name) == "method":
+        if self._kind(name) == "method":
             return self._bound(name)
         return self._perform("__getattribute__", name)
 
@@ -135,7 +142,7 @@ class Handle:
             self._class_name, again=again, timeout=self._timeout_s
         )
 
-    def _sort(self, name: str) -> str:
+    def _kind(self, name: str) -> str:
         for again in (False, True):
             contract = self._contract(again)
             if name in contract.methods:
@@ -218,6 +225,11 @@ class Handle:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as address and name; the key is found where it is unpickled."""
         return self._caller.reduced(self._class_name, self._key, self._timeout_s)
+
+
+def _method_of(handle: Handle, method: str) -> RemoteMethod:
+    """Return a method that was pickled; the manager is not asked."""
+    return handle._bound(method)
 
 
 def _named(handle: Handle) -> tuple[str, str]:

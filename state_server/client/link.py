@@ -56,12 +56,10 @@ class Link:
         "boot_id",
         "frame_bytes_max",
         "has_leftovers",
-        "is_admin",
         "is_local",
         "lane",
         "made_at",
         "number",
-        "process_id",
     )
 
     def __init__(
@@ -82,8 +80,6 @@ class Link:
         self.number = 0
         self.made_at = time.monotonic()
         self.boot_id = b""
-        self.process_id = 0
-        self.is_admin = False
         self.frame_bytes_max = 0
         #: More has come than the reply that was read: the link is not to be used again.
         self.has_leftovers = False
@@ -210,6 +206,4 @@ class Link:
             raise BrokenLink("the manager sent more than its greeting", sent=False)
         self._reader.bytes_max = _REPLY_BYTES_MAX
         self.boot_id = welcome.boot_id
-        self.process_id = welcome.process_id
-        self.is_admin = welcome.is_admin
         self.frame_bytes_max = welcome.frame_bytes_max

@@ -170,8 +170,8 @@ class Pool:
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
                     raise Overloaded(
-                        f"All {in_use} connections of this client were in use until "
-                        "the deadline (client_connections_max)."
+                        f"The connections of this client ({in_use}) were all in use "
+                        "until the deadline (client_connections_max)."
                     )
                 self._waiting += 1
                 try:

@@ -112,18 +112,23 @@ def encode_with_buffers(
     limits: ValueLimits = DEFAULT_LIMITS,
     *,
     buffer_bytes_min: int = BUFFER_BYTES_MIN,
+    is_call: bool = False,
 ) -> tuple[bytes, Sequence[memoryview]]:
     """Return the value as bytes, and beside them the memory of its large arrays.
 
-    ``buffer_bytes_min``: the memory of smaller arrays is in the bytes. The buffers are
-    views on the live arrays, not copies: who sends them later than the value may
-    change copies them first. Raises as ``encode`` does.
+    ``buffer_bytes_min``: the memory of smaller arrays is in the bytes. ``is_call``: the
+    value is the positional and the named arguments of a call, and an error names the
+    argument. The buffers are views on the live arrays, not copies: who sends them later
+    than the value may change copies them first. Raises as ``encode`` does.
     """
     small = _small(value, limits)
     if small is not None:
         return small, _NO_BUFFERS
     data, buffers = _dump(
-        enveloped(value, buffer_bytes_min), limits, buffer_bytes_min=buffer_bytes_min
+        enveloped(value, buffer_bytes_min),
+        limits,
+        buffer_bytes_min=buffer_bytes_min,
+        is_call=is_call,
     )
     if buffers or not is_tiny(data, limits):
         checked_walk(data, limits, [buffer.nbytes for buffer in buffers])
@@ -224,6 +229,7 @@ def _dump(
     *,
     stock: bool = False,
     buffer_bytes_min: int | None = None,
+    is_call: bool = False,
 ) -> tuple[bytes, list[memoryview]]:
     """Pickle the value, refusing every type that is not ours."""
     try:
@@ -232,7 +238,7 @@ def _dump(
         except _OldSpelling:
             return _dump_by(_PlainPickler, value, limits, stock, buffer_bytes_min)
     except Foreign as error:
-        raise NotAllowed(refusal(value, error, TABLE)) from None
+        raise NotAllowed(refusal(value, error, TABLE, is_call=is_call)) from None
     except Exception as error:
         raise _as_ours(error, "cannot be encoded") from error
 

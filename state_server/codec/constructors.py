@@ -380,9 +380,10 @@ def _library_names() -> Iterator[tuple[str, str, Entry]]:
     yield "collections", "deque", Entry(_make_deque, call=True, grows=ITEMS)
     yield "collections", "Counter", Entry(_make_counter, call=True)
     yield "collections", "ChainMap", _whole(_CheckedChainMap)
-    yield "datetime", "date", Entry(_make_date, call=True)
-    yield "datetime", "time", Entry(_make_time, call=True)
-    yield "datetime", "datetime", Entry(_make_datetime, call=True)
+    yield "datetime", "date", Entry(_make_date, call=True, secret_hash=True)
+    yield "datetime", "time", Entry(_make_time, call=True, secret_hash=True)
+    moment = Entry(_make_datetime, call=True, secret_hash=True)
+    yield "datetime", "datetime", moment
     yield "datetime", "timedelta", Entry(_make_timedelta, call=True)
     yield "datetime", "timezone", Entry(_make_timezone, call=True)
     yield "zoneinfo", "ZoneInfo", ZONE

@@ -50,6 +50,10 @@ class Entry:
     #: It notes down what was said, and becomes a value once its state is there.
     records: bool = False
 
+    #: Nobody outside this process knows the hashes of instances made of one part, which
+    #: has no time zone then: they are made of bytes, as that of text.
+    secret_hash: bool = False
+
     def shown(self) -> str:
         """Name it in an error."""
         if isinstance(self.make, type):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any
 
 from ..errors import full_name
 from .own_classes import reason_against
@@ -16,6 +17,7 @@ from .small_pickles import ATOMS
 _INSTEAD = {
     **dict.fromkeys(("_io", "tempfile"), "read it first and send what it holds"),
     **dict.fromkeys(("flask", "werkzeug"), "send the plain values you need of it"),
+    "state_server": "send a handle (client.get(...)) or plain values",
     **dict.fromkeys(
         (
             "_thread", "threading", "_queue", "queue", "_asyncio", "asyncio",
@@ -36,14 +38,21 @@ class Foreign(Exception):
         self.advice = advice
 
 
-def refusal(value: object, foreign: Foreign, taken: Container[tuple[str, str]]) -> str:
+def refusal(
+    value: object,
+    foreign: Foreign,
+    taken: Container[tuple[str, str]],
+    *,
+    is_call: bool = False,
+) -> str:
     """Say which type may not travel, where it is in the value, and what to do.
 
-    ``taken``: the names that ``allow`` takes from nobody.
+    ``taken``: the names that ``allow`` takes from nobody. ``is_call``: the value is the
+    positional and the named arguments of a call.
     """
     found = foreign.value
-    place = _place(value, found)
-    where = f" (at value{place})" if place else ""
+    place = _place(_arguments(value) if is_call else {"": value}, found)
+    where = f" ({place})" if place else ""
     if foreign.advice:
         kind = _shown(found)
         return f"A value of type {kind} may not travel{where}; {foreign.advice}."
@@ -82,14 +91,25 @@ def _shown(value: object) -> str:
     return kind if dtype is None else f"{kind} with the dtype {dtype!s:.200}"
 
 
-def _place(value: object, wanted: object) -> str:
-    """Return where in the value the wanted object is, as far as it is cheap to see."""
+def _arguments(value: Any) -> dict[str, object]:
+    """Return the arguments of a call by the names that their caller has for them."""
+    positional, named = value
+    numbered = {f"argument {n}": part for n, part in enumerate(positional, 1)}
+    return numbered | {f"argument {name!r:.60}": named[name] for name in named}
+
+
+def _place(values: dict[str, object], wanted: object) -> str:
+    """Say where in the values the wanted object is, as far as it is cheap to see.
+
+    Nothing is said of the only value, which has no name.
+    """
     seen: set[int] = set()
-    queue: deque[tuple[object, str]] = deque([(value, "")])
+    queue = deque((value, name, "") for name, value in values.items())
     while queue and len(seen) < 10_000:
-        found, place = queue.popleft()
+        found, name, place = queue.popleft()
         if found is wanted:
-            return place
+            of_name = f" of {name}" if name else ""
+            return f"at value{place}{of_name}" if place else name
         if id(found) in seen or len(place) > 200:
             continue
         seen.add(id(found))
@@ -100,5 +120,5 @@ def _place(value: object, wanted: object) -> str:
             pairs = enumerate(found)  # type: ignore[arg-type]
         for key, part in pairs:
             shown = repr(key)[:40] if type(key) in ATOMS else "..."
-            queue.append((part, f"{place}[{shown}]"))
+            queue.append((part, name, f"{place}[{shown}]"))
     return ""

@@ -6,6 +6,7 @@ it neither writes nor reads them. Pickle, names and the walk may not enter.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -77,12 +78,35 @@ def _tiny_pattern() -> bytes:
 def _match_first(data: bytes | memoryview) -> object:
     """Compile the grammar, which takes long, when the first small pickle is there.
 
-    From then on the name stands for the matcher itself: the quick path pays nothing.
+    One thread does so; the others walk meanwhile, because all of them would be at it
+    for as long as it takes once for each. From then on the name stands for the matcher
+    itself: the quick path pays nothing.
     """
     global _match_tiny
-    _match_tiny = re.compile(_tiny_pattern(), re.DOTALL).fullmatch
+    _match_tiny = _match_none
+    try:
+        _match_tiny = re.compile(_tiny_pattern(), re.DOTALL).fullmatch
+    finally:
+        if _match_tiny is _match_none:
+            # A signal handler has raised an error.
+            _match_tiny = _match_first
     return _match_tiny(data)
 
+
+def _match_none(_data: bytes | memoryview) -> object:
+    """Know no pickle, so that each is walked over."""
+    return None
+
+
+def _after_fork_in_child() -> None:
+    """Begin anew where the thread that was to compile is the parent's."""
+    global _match_tiny
+    if _match_tiny is _match_none:
+        _match_tiny = _match_first
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 _match_tiny: Callable[[bytes | memoryview], object] = _match_first
 

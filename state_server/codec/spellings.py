@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import zoneinfo
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -139,7 +139,7 @@ def _spell_reference(writer: WriteContext, value: Reference) -> Any:
 
 
 def _spell_view(_writer: object, value: Iterable[object]) -> Any:
-    """Spell a view of a dictionary as a list."""
+    """Spell a view of a dictionary, or of another mapping, as a list."""
     return list, (), None, iter(value)
 
 
@@ -184,6 +184,7 @@ _SPELLINGS: dict[type, Callable[[Any, Any], Any]] = {
             type({}.keys()), type({}.values()), type({}.items()),
             type(OrderedDict().keys()), type(OrderedDict().values()),
             type(OrderedDict().items()),
+            KeysView, ValuesView, ItemsView,
         ),
         _spell_view,
     ),

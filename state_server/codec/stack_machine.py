@@ -34,6 +34,8 @@ class Node:
     depth = 1
     #: It, or something directly in it, is a name: only REDUCE may take it.
     special = False
+    #: Nobody outside this process knows its hash.
+    secret_hash = False
     state = NEVER
     entry: Entry | None = None
     #: The parts of a tuple; the keys of a dict.
@@ -152,8 +154,8 @@ class Machine:
     def count_keys(self, keys: list[Any]) -> None:
         """Count those of which many may have one hash.
 
-        That of text and bytes nobody knows outside this process; of ints of up to eight
-        bytes no more than nine have the same.
+        That of text, bytes and dates nobody knows outside this process; of ints of up
+        to eight bytes no more than nine have the same.
         """
         if self.has_long_ints or Node in map(type, keys):
             self.chosen_keys += sum(map(_is_chosen, keys))
@@ -207,6 +209,7 @@ class Machine:
         self.add(node, parts, parts=True)
         node.open = entry.grows is not NOTHING or entry.state is not NEVER
         node.special = entry.role == "token"
+        node.secret_hash = entry.secret_hash and len(parts) == 1
         self.records = self.records or entry.records
         self.stack.append(node)
 
@@ -234,7 +237,7 @@ def misplaced(node: Node) -> NotAllowed:
     if node.state is MUST:
         return NotAllowed("The pickle uses an instance before its state is there.")
     made = node.entry.make if node.entry else None
-    shown = full_name(made) if isinstance(made, type) else "A name"
+    shown = full_name(made) if isinstance(made, type) else "A class"
     return NotAllowed(f"{shown} is used as a value; only instances travel.")
 
 
@@ -242,4 +245,4 @@ def _is_chosen(key: Any) -> bool:
     """Tell whether a key's hash may be that of any number of others."""
     if type(key) is tuple:
         return bool(key[2] == LONG_END)
-    return bool(key.kind is not RUN)
+    return bool(key.kind is not RUN and not key.secret_hash)

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from .. import handshake, tcp, wire
 from ..busy_poll import BusyPoll
-from ..errors import StateServerError
+from ..errors import StateServerError, TooLarge
 from ..host import Host
 from ..limits import Edge
 from ..messages import Call, Payload
@@ -164,7 +164,7 @@ class Engine:
         deadline = time.monotonic() + timeout_s
         while self._host.pending or self._outbound_bytes:
             if time.monotonic() > deadline:
-                log.warning("Stopping with %d calls unfinished.", self._host.pending)
+                log.warning("Stopping; unfinished calls: %d.", self._host.pending)
                 return False
             time.sleep(0.01)
         return True
@@ -260,9 +260,14 @@ class Engine:
                 return
 
     def _read(self, connection: Connection) -> bool:
+        if connection.skips:
+            self._skip(connection)
+            return True
         try:
             payload = self._receive(connection)
         except StateServerError as error:
+            if isinstance(error, TooLarge) and self._begin_to_skip(connection, error):
+                return True
             log.warning("Connection %d closed: %s", connection.fd, error)
             self._close(connection)
             return True
@@ -275,6 +280,43 @@ class Engine:
             return True
         connection.in_flight = True
         return self._crew.run_turn(functools.partial(self._take, connection, payload))
+
+    def _begin_to_skip(self, connection: Connection, error: TooLarge) -> bool:
+        """Throw a frame away, and answer when all of it has come; tell whether so.
+
+        Who is still sending reads no answer. No memory is taken for it, and its time is
+        that of any frame.
+        """
+        answer = connection.conversation.too_large(error)
+        if answer is None:
+            return False
+        log.warning("Connection %d: %s It is thrown away.", connection.fd, error)
+        connection.skips = connection.reader.skip()
+        connection.skipped_answer = answer
+        self._count_inbound(connection)
+        if not connection.closed:
+            self._frame_deadlines[connection] = (
+                time.monotonic() + self._limits.frame_timeout_s
+            )
+            self._skip(connection)
+        return True
+
+    def _skip(self, connection: Connection) -> None:
+        if connection.skips:
+            size = min(connection.skips, _READ_BYTES_LARGE)
+            try:
+                count = len(connection.socket.recv(size))
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self._close(connection)
+                return
+            connection.skips -= count
+        if not connection.skips:
+            self._frame_deadlines.pop(connection, None)
+            connection.send(connection.skipped_answer)
 
     def _receive(self, connection: Connection) -> Payload | None:
         """Return the next whole frame of a connection, or ``None`` for now."""

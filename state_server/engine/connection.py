@@ -41,7 +41,9 @@ class Owner(Protocol):
 class Connection:
     """One client's socket, and its place in the host.
 
-    ``reader`` and ``buffered`` belong to the leader; so does ``conversation`` while
+    ``reader`` and ``buffered`` belong to the leader, as do ``skips``, how many bytes of
+    a frame that is too large are still to come and to be thrown away, and
+    ``skipped_answer``, what is said then; so does ``conversation`` while
     ``in_flight`` is false, and otherwise to the thread whose turn the frame is (a
     connection that is closed meanwhile is the exception: its lane is read then).
     ``ticket`` is guarded by the host's lock, the rest by ``_lock``; the leader looks at
@@ -61,6 +63,8 @@ class Connection:
         "out",
         "paused",
         "reader",
+        "skipped_answer",
+        "skips",
         "socket",
         "ticket",
     )
@@ -74,6 +78,8 @@ class Connection:
         self.conversation = Conversation(manners, self)
         self.ticket: Ticket | None = None
         self.buffered = 0
+        self.skips = 0
+        self.skipped_answer: Payload = b""
         self.in_flight = False
         self.paused = False
         self.closed = False

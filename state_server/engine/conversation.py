@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .. import bodies, failures, handshake, wire
-from ..errors import Denied, NotAllowed, StateServerError
+from ..errors import Denied, NotAllowed, StateServerError, TooLarge
 from ..host import Form, Host
 from ..messages import Call, Lane, Payload
 from . import stock
@@ -115,6 +115,18 @@ class Conversation:
         """Return the size of the largest frame that is taken once the key is known."""
         limit = self._manners.frame_bytes_max
         return limit if self.lane is None else wire.own_frame_bytes_max(limit)
+
+    def too_large(self, error: TooLarge) -> Payload | None:
+        """Return the answer to a frame above the limit; ``None`` to close instead.
+
+        Our own client has been told the limit. One of the standard library cannot know
+        it, and would learn nothing from a connection that breaks while it sends.
+        """
+        if not isinstance(self.form, stock.StockForm):
+            return None
+        return stock.text_reply(
+            TooLarge(f"{error} Nothing was run; the limit is frame_bytes_max.")
+        )
 
     def _shake_hands(self, payload: Payload) -> Answer:
         answer, done = self._handshake.receive(payload)

@@ -3,7 +3,8 @@
 The leader serves the sockets and runs short methods itself. A monitor looks every few
 milliseconds whether it is still inside the same turn; if so a spare becomes leader. The
 displaced thread finishes what it runs, serves that object's queue for a bounded slice,
-hands the rest back and joins the spares. Nothing here knows sockets.
+hands the rest back and joins the spares. The monitor also starts spares where an object
+waits for one. Nothing here knows sockets.
 
 Rules, each with a test that fails without it:
 
@@ -325,12 +326,20 @@ class Crew:
             if self._idle < 2 and self._startable():
                 self._spawn()
             self._changed.notify()
+        # Should the spares be stuck, it is the monitor that starts more of them.
+        if self._monitor_rests:
+            self._monitor_looks.set()
 
     # The monitor ---------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Take the place of leader away from a thread that is stuck in one turn."""
+        """Take the place of leader away from a thread that is stuck in one turn.
+
+        And start spares where an object waits for one: those that there are may all be
+        stuck in methods.
+        """
         stuck_in, last_turn, changed_at = -1, -1, time.monotonic()
+        waiting: Resident | None = None
         while not self.stopping:
             time.sleep(self._takeover_after_s)
             with self._lock:
@@ -338,6 +347,9 @@ class Crew:
                 if turn != -1 and turn == stuck_in:
                     self._displace()
                     turn = -1
+                if waiting is not None and self._ready and self._ready[0] is waiting:
+                    self._spawn_for_ready()
+                waiting = self._ready[0] if self._ready else None
             stuck_in = turn
             now = time.monotonic()
             if turn != -1 or self._turn != last_turn:
@@ -349,7 +361,7 @@ class Crew:
     def _rest(self) -> None:
         self._monitor_looks.clear()
         self._monitor_rests = True
-        if not self._in_turn and not self.stopping:
+        if not self._in_turn and not self._ready and not self.stopping:
             self._monitor_looks.wait(60.0)
         self._monitor_rests = False
 
@@ -366,6 +378,12 @@ class Crew:
         self._changed.notify_all()
         if self._idle < 2 and self._startable():
             self._spawn()
+
+    def _spawn_for_ready(self) -> None:
+        """Start a spare for each object that waits; the caller holds the lock."""
+        while self._idle <= len(self._ready) and self._startable():
+            if not self._spawn():
+                return
 
     def _note_habit(self) -> None:
         method, now = self._method, time.monotonic()

@@ -112,6 +112,11 @@ def read_request(payload: Payload, call_timeout_s: float) -> Call | Verb:
         raise TooLarge(
             f"A key has {len(key)} characters; the limit is {_KEY_LENGTH_MAX}."
         )
+    try:
+        identity.encode()
+    except UnicodeEncodeError as error:
+        # Neither a database nor our own frames could hold it.
+        raise NotAllowed(f"The name of an object is no text: {error}.") from None
     body = (tuple(args), kwargs)
     return Call(class_name, key, method, body, call_timeout_s, held_bytes=held_bytes)
 

@@ -30,6 +30,7 @@ from ..keeping.commits import (
     Batch,
     Change,
     Committer,
+    ObjectName,
     Phase,
     ReplyRecord,
     Store,
@@ -54,6 +55,11 @@ __all__ = [
 ]
 
 log = logging.getLogger("state_server.host")
+
+#: A call that waits for an object which has been busy with one call for so long is
+#: answered so long before its deadline: more than the time between two sweeps, so that
+#: its caller is still there and learns why it waited.
+_BUSY_FOR_LONG_S, _BEFORE_DEADLINE_S = 2.0, 0.3
 
 
 class Host:
@@ -96,6 +102,8 @@ class Host:
         )
         self._is_started = False
         self._closing = False
+        #: Objects that calls have waited for since the last sweep.
+        self._awaited: set[Resident] = set()
         self._pending = 0
         #: What the pending calls hold; a call that waits for its commit counts, as it
         #: is kept until then, and its arguments may be what is to be written.
@@ -147,43 +155,52 @@ class Host:
         An image needs no journal: another version of the class can read it.
         """
         deadline = self._clock() + timeout_s
-        done = set()
-        for resident in self._residents:
+        done, left = set(), 0
+        with self._lock:
+            # A method that outlasts the drain may have others leave when it ends.
+            residents = list(self._residents)
+        for resident in residents:
             keeper = resident.keeper
             if isinstance(keeper, JournalKeeper) and keeper.has_entries:
-                self._write_image(resident, keeper)
                 done.add(resident.object_name)
-        left = 0
+                if resident.current is None:
+                    self._write_image(resident, keeper)
+                else:
+                    left += 1
         try:
             for name in committer.journalled():
-                shared = self._catalogue.get(name[0])
-                if name in done or shared is None or shared.durable != "journal":
-                    continue
-                if self._clock() > deadline:
+                if name not in done and not self._write_stored_image(name, deadline):
                     left += 1
-                    continue
-                with self._lock:
-                    found = self._residents.get(name)
-                    resident = found or self._residents.add(name, shared)
-                if resident.current is not None or not self._is_settled(
-                    resident, deadline
-                ):
-                    left += 1
-                    continue
-                assert isinstance(resident.keeper, JournalKeeper), resident
-                self._write_image(resident, resident.keeper)
-                # One image at a time: together they may be more than memory holds.
-                self._is_settled(resident, deadline)
-                resident.keeper.drop()
         except StoreError as error:
             log.warning("Images of journalled objects were not written: %s", error)
         if left:
             log.warning(
-                "%d objects keep their journalled calls: their methods, the disk or "
-                "their images took longer than drain_timeout_s. Before their class "
+                "Objects that keep their journalled calls: %d. Their methods, the disk "
+                "or their images took longer than drain_timeout_s. Before their class "
                 "is changed, start the manager and stop it once more.",
                 left,
             )
+
+    def _write_stored_image(self, name: ObjectName, deadline: float) -> bool:
+        """Write the image of an object that is on disk; tell whether there was time.
+
+        Nothing for one whose class keeps no journal here.
+        """
+        shared = self._catalogue.get(name[0])
+        if shared is None or shared.durable != "journal":
+            return True
+        if self._clock() > deadline:
+            return False
+        with self._lock:
+            resident = self._residents.get(name) or self._residents.add(name, shared)
+        if resident.current is not None or not self._is_settled(resident, deadline):
+            return False
+        assert isinstance(resident.keeper, JournalKeeper), resident
+        self._write_image(resident, resident.keeper)
+        # One image at a time: together they may be more than memory holds.
+        self._is_settled(resident, deadline)
+        resident.keeper.drop()
+        return True
 
     def _is_settled(self, resident: Resident, deadline: float) -> bool:
         """Tell whether what was staged of an object is resolved; wait until then."""
@@ -194,8 +211,6 @@ class Host:
 
     def _write_image(self, resident: Resident, keeper: JournalKeeper) -> None:
         assert self._committer is not None
-        if resident.current is not None:
-            return
         try:
             if keeper.instance is None:
                 self._performer.bring(resident)
@@ -355,10 +370,9 @@ class Host:
         resident = self._residents.find(call)
         if len(resident.queue) >= self.limits.queue_max:
             raise self._too_many_wait_for(resident)
+        now = self._clock()
         remaining_s = min(call.remaining_s, self.limits.call_timeout_max_s)
-        ticket = Ticket(
-            call, destination, self._clock() + remaining_s, resident, memory
-        )
+        ticket = Ticket(call, destination, now + remaining_s, resident, memory)
         destination.ticket = ticket
         if memory is not None:
             memory.ticket = ticket
@@ -366,9 +380,11 @@ class Host:
         self._pending_bytes += call.held_bytes
         if resident.current is None:
             resident.current = ticket
+            resident.busy_since = now
             ticket.started = True
             return None, resident
         resident.queue.append(ticket)
+        self._awaited.add(resident)
         return None, None
 
     def _too_many_wait(self) -> Overloaded:
@@ -465,7 +481,7 @@ class Host:
                     return True
                 if not self._residents.make_room():
                     return False
-                departed, self._residents.departed = self._residents.departed, []
+                departed = self._residents.take_departed()
             departed.clear()
 
     def _check_room(self, resident: Resident) -> None:
@@ -544,6 +560,7 @@ class Host:
             following = resident.queue.popleft() if resident.queue else None
             if following is not None:
                 following.started = True
+                resident.busy_since = self._clock()
             resident.current = following
             if resident.is_evictable:
                 self._residents.note_use(resident)
@@ -595,7 +612,20 @@ class Host:
             self._pending -= len(replies)
 
     def sweep(self) -> None:
-        """Let objects leave memory that nobody has called for a while."""
+        """Let objects leave memory that nobody has called for a while.
+
+        Calls that wait in vain are answered. Called every now and then, by the leader.
+        """
+        with self._lock:
+            waits_in_vain = self._take_from_queues()
+        if waits_in_vain:
+            self._settle(
+                [
+                    (ticket, ticket.destination.form.refused(ticket.call, error))
+                    for ticket, error in waits_in_vain
+                ],
+                None,
+            )
         with self._lock:
             self._residents.sweep()
             # Here and not where a call ends: that would cost each of them.
@@ -603,8 +633,42 @@ class Host:
             self._pending_bytes_edge.left(self._pending_bytes)
             if self._committer is not None:
                 self._batch_edge.left(self._committer.waiting_bytes)
-            departed, self._residents.departed = self._residents.departed, []
+            departed = self._residents.take_departed()
         departed.clear()
+
+    def _take_from_queues(self) -> list[tuple[Ticket, Expired]]:
+        """Take out the calls whose turn will not come in time; say of each why not.
+
+        A method that waits for another call of its object, as ``queue.get()`` does,
+        would keep them until their deadline, and their callers would not know whether
+        they have run. The caller holds the lock.
+        """
+        now = self._clock()
+        found = []
+        for resident in list(self._awaited):
+            running, queue = resident.current, resident.queue
+            if running is None or not queue:
+                self._awaited.discard(resident)
+                continue
+            busy_s = now - resident.busy_since
+            if busy_s < _BUSY_FOR_LONG_S:
+                continue
+            until = now + _BEFORE_DEADLINE_S
+            late = [ticket for ticket in queue if ticket.deadline < until]
+            for ticket in late:
+                ticket.started = True
+                error = Expired(
+                    f"{resident.name}.{ticket.call.method} was not run before its "
+                    f"deadline: {resident.name} has been busy with one call of "
+                    f"{running.call.method!r} for {busy_s:.0f} s."
+                )
+                log.info("%s", error)
+                found.append((ticket, error))
+            if late:
+                rest = [ticket for ticket in queue if not ticket.started]
+                queue.clear()
+                queue.extend(rest)
+        return found
 
     def prepare(self, shared: SharedClass) -> SharedClass:
         """Build the default object of a factory, to learn what it offers."""

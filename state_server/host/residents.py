@@ -40,9 +40,8 @@ class Residents:
         self._residents: dict[ObjectName, Resident] = {}
         #: Those that can come back from disk: by their idle time, then by last use.
         self._evictable: dict[float | None, OrderedDict[ObjectName, Resident]] = {}
-        #: Those that have left: whoever holds the lock lets go of them without it, as
-        #: that may run their code (``__del__``), and takes time if they are large.
-        self.departed: list[Resident] = []
+        #: Those that have left, see ``take_departed``.
+        self._departed: list[Resident] = []
         self._edge = Edge(log, "objects in memory", limits.objects_max)
         #: How many there are, and the limits of single classes, by name of the class.
         self._of_class: Counter[str] = Counter()
@@ -175,6 +174,14 @@ class Residents:
         # Busy ones are passed over; a bound, because the lock is held.
         return any(self._evict(resident) for resident in itertools.islice(oldest, 1000))
 
+    def take_departed(self) -> list[Resident]:
+        """Return those that have left memory since; let go of them without the lock.
+
+        That may run their code (``__del__``), and takes time if they are large.
+        """
+        departed, self._departed = self._departed, []
+        return departed
+
     def _evict(self, resident: Resident) -> bool:
         """Drop an object if it can come back as it is; tell whether it could."""
         batch = resident.batch
@@ -187,6 +194,6 @@ class Residents:
         self._of_class[resident.shared.name] -= 1
         resident.is_evictable = False
         self.counted_bytes -= resident.counted_bytes
-        self.departed.append(resident)
+        self._departed.append(resident)
         self._edge.left(len(self._residents))
         return True

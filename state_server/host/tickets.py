@@ -88,9 +88,10 @@ class Resident:
     """One object in memory and the calls that wait for it.
 
     ``object_name`` is the pair of class and key, ``name`` the same as one text.
-    ``current``, ``queue``, ``is_full``, ``is_evictable`` (whether it can come back from
-    disk), ``used_at`` and ``counted_bytes`` (what it counts among the kept bytes of all
-    objects) are guarded by the host's lock.
+    ``current``, ``busy_since`` (when its turn began), ``queue``, ``is_full``,
+    ``is_evictable`` (whether it can come back from disk), ``used_at`` and
+    ``counted_bytes`` (what it counts among the kept bytes of all objects) are guarded
+    by the host's lock.
     ``keeper``, ``contract`` and ``batch`` belong to the thread that runs ``current``;
     ``batch`` is the last one that holds a change of the object. ``poisoned`` is set
     under the committer's lock, when a change could not be saved.
@@ -98,6 +99,7 @@ class Resident:
 
     __slots__ = (
         "batch",
+        "busy_since",
         "contract",
         "counted_bytes",
         "current",
@@ -125,6 +127,7 @@ class Resident:
         self.used_at = 0.0
         self.counted_bytes = 0
         self.current: Ticket | None = None
+        self.busy_since = 0.0
         self.is_evictable = False
         self.is_full = False
         self.queue: deque[Ticket] = deque()

@@ -5,6 +5,8 @@ The keys are those that ``flask`` documents. Flask may not enter: any mapping wi
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +15,18 @@ from typing import Any
 import state_server
 
 from ..errors import ConfigError
-from ..settings import SESSION_KEYS, parse_boolean, read_key_file, variable
+from ..settings import (
+    APP_KEYS,
+    PREFIX,
+    SESSION_KEYS,
+    parse_boolean,
+    read_key_file,
+    variable,
+)
 from . import options
 from .session_store import SessionConfig, namespace_of
+
+log = logging.getLogger("state_server.app")
 
 #: The keys that say which manager an app asks.
 MANAGER_KEYS = tuple(map(variable, ("ADDRESS", "DATA_DIR", "AUTHKEY", "AUTHKEY_FILE")))
@@ -54,6 +65,8 @@ class Config:
 def read_config(values: Mapping[str, Any], app_name: str) -> Config:
     """Return the checked configuration; raises ``ConfigError`` naming key and value."""
 
+    _tell_unknown_keys(values)
+
     def read(name: str, check: Callable[[str, Any], Any], default: Any = None) -> Any:
         key = variable(name)
         value = values.get(key)
@@ -79,6 +92,29 @@ def read_config(values: Mapping[str, Any], app_name: str) -> Config:
         handle_errors=read("HANDLE_ERRORS", _boolean, True),
         sessions=sessions,
     )
+
+
+def _tell_unknown_keys(values: Mapping[str, Any]) -> None:
+    """Log the keys with our prefix that we do not read: a name may be misspelled."""
+    names = {
+        key.removeprefix(PREFIX)
+        for key in values
+        if isinstance(key, str) and key.startswith(PREFIX)
+    }
+    known = [key.removeprefix(PREFIX) for key in MANAGER_KEYS] + list(APP_KEYS)
+    for name in sorted(names.difference(known)):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        hint = (
+            f"did you mean {variable(nearest[0])}?"
+            if nearest
+            else "settings of processes are read from the environment."
+        )
+        log.warning(
+            "app.config has %s, which is not a setting of the extension and has no "
+            "effect; %s",
+            variable(name),
+            hint,
+        )
 
 
 def _read_sessions(

@@ -26,6 +26,7 @@ no say in that.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -36,6 +37,7 @@ from typing import Any
 import flask_caching
 from flask import Flask, Response
 from flask_caching.backends.base import BaseCache
+from flask_caching.utils import wants_args
 from werkzeug.exceptions import HTTPException, default_exceptions
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -152,6 +154,9 @@ class _Versions:
 #: What the current call is doing, for the backend that it reaches through the library.
 _flight: ContextVar[_Flight | None] = ContextVar("flight", default=None)
 _versions: ContextVar[_Versions | None] = ContextVar("versions", default=None)
+
+#: What functions have answered that a shared call asks once only, by function.
+_answers: ContextVar[dict[Callable[..., Any], Any]] = ContextVar("answers")
 
 
 class StateServerCache(caching.StateServerCache, BaseCache):
@@ -297,9 +302,12 @@ class Cache(flask_caching.Cache):
         **kwargs: Any,
     ) -> Any:
         """Decorate a function, as Flask-Caching does; with ``single_flight`` shared."""
-        decorate = super().memoize(*args, **kwargs)
         if not single_flight:
-            return decorate
+            return super().memoize(*args, **kwargs)
+        given = inspect.signature(super().memoize).bind(*args, **kwargs).arguments
+        if callable(given.get("forced_update")):
+            given["forced_update"] = _asked_once(given["forced_update"])
+        decorate = super().memoize(**given)
 
         def key_of(decorated: Any, *args: Any, **kwargs: Any) -> str:
             # The key holds a version of the function that whoever misses it invents.
@@ -329,8 +337,7 @@ class Cache(flask_caching.Cache):
         def decorator(function: Any) -> Any:
             decorated = decorate(function)
 
-            @functools.wraps(function)
-            def sharing(*args: Any, **kwargs: Any) -> Any:
+            def shared(*args: Any, **kwargs: Any) -> Any:
                 backend = self.cache
                 if not isinstance(backend, StateServerCache):
                     return decorated(*args, **kwargs)
@@ -346,11 +353,35 @@ class Cache(flask_caching.Cache):
                 finally:
                     backend.land(flight)
 
+            @functools.wraps(function)
+            def sharing(*args: Any, **kwargs: Any) -> Any:
+                with _during(_answers, {}):
+                    return shared(*args, **kwargs)
+
             # One set of attributes: cache_timeout and make_cache_key may be replaced.
             sharing.__dict__ = decorated.__dict__
             return sharing
 
         return decorator
+
+
+def _asked_once(question: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``question`` with one answer for all of a shared call.
+
+    Releases of the library before 2.5 ask it for each key that they make, and again.
+    """
+    takes_arguments = wants_args(question)
+
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        # Who makes a key by himself, outside of a call, gets the answer of the moment.
+        answers = _answers.get({})
+        if question not in answers:
+            answers[question] = (
+                question(*args, **kwargs) if takes_arguments else question()
+            )
+        return answers[question]
+
+    return ask
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from .. import codec
 # What templates render and messages are flashed as; Flask brings it with it.
 codec.allow(Markup)
 
-#: What ``Client.get`` does for a handle that is found inside a value.
-Reference = Callable[[str, str], Any]
+#: What makes a handle of a class name and key found in a value, as ``Client.get`` does.
+MakeHandle = Callable[[str, str], Any]
 
 
 class CodecSerializer(BaseSerializer):
@@ -25,7 +25,7 @@ class CodecSerializer(BaseSerializer):
     key of a shared object that a value refers to.
     """
 
-    def __init__(self, reference: Reference | None = None) -> None:
+    def __init__(self, reference: MakeHandle | None = None) -> None:
         self._reference = reference
 
     def dumps(self, value: Any, *_: Any) -> bytes:
@@ -46,6 +46,6 @@ class CodecSerializer(BaseSerializer):
         """Return the value that a file holds."""
         return self.loads(f.read())
 
-    def referring(self, reference: Reference) -> CodecSerializer:
+    def referring(self, reference: MakeHandle) -> CodecSerializer:
         """Return a serializer like this one that makes handles with ``reference``."""
         return type(self)(reference)

@@ -275,7 +275,7 @@ class SessionStore:
             "and its key in the session."
         )
 
-    def _judged(self, answer: Answer) -> tuple[Outcome, int]:  # noqa: RET503
+    def _judged(self, answer: Answer) -> tuple[Outcome, int]:  # noqa: RET503 - see below
         """Return an answer of a shard, or raise what it means."""
         what, detail = answer
         try:

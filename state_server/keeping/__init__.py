@@ -160,7 +160,7 @@ class StateKeeper:
         transient = self._shared.transient
         if self._committer is None and self._image and self._shared.cls is not None:
             # Nothing is on disk; the image is all there is of it.
-            self.instance = image.rebuild(self._image, self._class, transient, None)
+            self.instance = image.rebuild(self._image, self._class, transient)
             return
         stored = None if self._committer is None else self._committer.load(self._name)
         if stored is None:
@@ -227,7 +227,7 @@ class StateKeeper:
         except Unkeepable:
             same = False
         if not same or type(self.instance) is not self._class:
-            self.instance = image.rebuild(self._image, self._class, transient, None)
+            self.instance = image.rebuild(self._image, self._class, transient)
             # Of the new instance: it may be dumped in other bytes than the former one,
             # and would be taken for changed, and written, at the next call.
             self._hold(image.dump(self.instance, transient))
@@ -250,14 +250,13 @@ class StateKeeper:
         brought_back(self._name, fresh, type(self.instance), self._shared)
 
     def _check_size(self, size: int) -> None:
-        name = "/".join(self._name)
         if self._committer is not None:
             check_storable(self._name, "state", size, self._committer)
         if size > self._limits.state_bytes_max:
             raise TooLarge(
-                f"The state of {name} would have {size} bytes; the limit is "
-                f"{self._limits.state_bytes_max} (state_bytes_max). The call was "
-                "undone. Split the object up, or share the class with "
+                f"The state of {'/'.join(self._name)} would have {size} bytes; the "
+                f"limit is {self._limits.state_bytes_max} (state_bytes_max). The call "
+                "was undone. Split the object up, or share the class with "
                 'durable="journal".'
             )
         if size > self._limits.state_bytes_warn and not self._warned:
@@ -265,7 +264,7 @@ class StateKeeper:
             log.warning(
                 "The state of %s has %d bytes, and all of them are written with each "
                 'change; consider durable="journal" or smaller objects.',
-                name,
+                "/".join(self._name),
                 size,
             )
 
@@ -291,7 +290,7 @@ def brought_back(name: ObjectName, fresh: bytes, cls: type, shared: SharedClass)
     Raises ``Unkeepable`` where that fails: on disk it could never be loaded again.
     """
     try:
-        return image.rebuild(fresh, cls, shared.transient, None)
+        return image.rebuild(fresh, cls, shared.transient)
     except Exception as error:
         # The class's own code.
         raise Unkeepable(
@@ -329,12 +328,12 @@ def loaded(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:
             "once with that, call the object, and stop it with SIGTERM: it writes an "
             "image, which needs no journal."
         )
-    migrate = None
     if stored.version > shared.version:
         raise Unloadable(
             f"{shown} was stored by version {stored.version} of its class; this "
             f"manager has version {shared.version}. Start it with the newer code."
         )
+    migrate = None
     if stored.version < shared.version:
         method = getattr(cls, "migrate", None)
         if method is None:

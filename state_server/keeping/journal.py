@@ -208,8 +208,11 @@ def pack(entry: Entry) -> bytes:
 
 
 def unpack(data: bytes) -> Entry:
-    """Return the entry in ``data``."""
-    return Entry(*codec.decode(data))
+    """Return the entry in ``data``; raise whatever error it is if there is none."""
+    entry = Entry(*codec.decode(data))
+    if tuple(map(type, entry)) != (int, str, bytes, tuple):
+        raise TypeError("the parts of the entry have other types than those of one")
+    return entry
 
 
 def replayed(name: ObjectName, shared: SharedClass, stored: Stored) -> Any:

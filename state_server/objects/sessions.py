@@ -44,8 +44,8 @@ class SessionShard:
 
     Journalled: nothing here may depend on anything but the arguments, the object and
     ``now()``, and there are no sets whose order could matter, which its record says as
-    well (``keeps_order``). Times are seconds since
-    1970 by the manager's clock, sizes are bytes.
+    well (``keeps_order``). Times are seconds since 1970 by the manager's clock, sizes
+    are bytes.
 
     ``_sessions`` is in the order of the clearing hand, see ``_clear_away``. ``_users``
     holds the names of the sessions that were bound to a user, under that user.
@@ -66,7 +66,7 @@ class SessionShard:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Bring the sessions back, and the index of their users."""
-        self.__init__()  # type: ignore[misc]
+        SessionShard.__init__(self)
         for name, user, *fields in state["sessions"]:
             session = self._sessions[name] = _Session("", *fields)
             self._bind(name, session, user)

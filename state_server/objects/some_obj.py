@@ -30,4 +30,4 @@ class SomeObj:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Bring the object back with a lock of its own."""
-        self.__init__(state["param"])  # type: ignore[misc]
+        SomeObj.__init__(self, state["param"])

@@ -35,6 +35,7 @@ from ..keeping.commits import (
     Stored,
 )
 from .database import (
+    FILE_HEAD,
     KEEP_SEED,
     NEW_EPOCH,
     SCHEMA_VERSION,
@@ -48,6 +49,7 @@ from .database import (
 from .reading import StoreFile, hash_seed_of
 
 __all__ = [
+    "FILE_HEAD",
     "SCHEMA_VERSION",
     "Inserted",
     "SqliteStore",
@@ -215,9 +217,9 @@ class SqliteStore:
             (old, new),
         ).fetchone()
         return (
-            f"both have {count} objects of the same keys, such as {key!r}. Write them "
-            "out with `python -m state_server dump`, remove the lines of those that "
-            "are to go, move the state away, and bring the rest back with "
+            f"both have objects of the same keys ({count}, such as {key!r}). Write "
+            "them out with `python -m state_server dump`, remove the lines of those "
+            "that are to go, move the state away, and bring the rest back with "
             "`python -m state_server load`"
         )
 

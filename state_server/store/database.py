@@ -18,6 +18,9 @@ from ..keeping.commits import ObjectName, Stored
 #: The number of the tables below; a file with another one is not opened.
 SCHEMA_VERSION = 1
 
+#: What every file of SQLite begins with.
+FILE_HEAD = b"SQLite format 3\0"
+
 #: Problems of one file that SQLite is asked for.
 _PROBLEMS_MAX = 100
 
@@ -119,8 +122,6 @@ def unusable(path: Path, error: Exception) -> ConfigError:
 
 def look_at(path: Path, *, bytes_checked: int = 0) -> dict[str, bytes]:
     """Return what a file says of itself; raise an error if it is none of ours.
-
-    Not a byte of it is changed.
 
     Opening a database for writing may change it: its journal mode, or what the log
     next to it brings. Hence this comes first, by a connection that cannot write.

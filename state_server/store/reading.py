@@ -36,12 +36,7 @@ class StoreFile:
         """Open the file; raise ``StoreError`` when it is not a store or is damaged."""
         self.path = path
         try:
-            self._connection = sqlite3.connect(
-                _address_for_reading(path),
-                uri=True,
-                timeout=busy_timeout_s,
-                isolation_level=None,
-            )
+            self._connection = _opened_for_reading(path, busy_timeout_s)
             try:
                 self._connection.execute("begin")
                 rows = self._connection.execute("select name, value from about")
@@ -157,18 +152,32 @@ class StoreFile:
         return StoreError(f"{self.path} is damaged: {error}.")
 
 
-def _address_for_reading(path: Path) -> str:
-    """Return the URI that a file is opened by to be read only.
+def _opened_for_reading(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """Return a connection that only reads.
 
-    Beside a file that a manager keeps, SQLite makes two others, even to read it. On a
-    file system that is read-only there can be none; without a log nobody needs them.
+    Beside a file that a manager keeps, SQLite makes two others, even to read it: its
+    log and the index of that. In a folder that cannot be written, such as a snapshot
+    that is mounted read-only, it is told that nobody else has the file open. Then it
+    needs no log, and of one that is there it keeps the index to itself. Where both are,
+    a manager may be running, and they are used.
     """
-    address = f"{path.absolute().as_uri()}?mode=ro"
-    log_is_there = path.with_name(path.name + "-wal").exists()
-    if log_is_there or not hasattr(os, "statvfs"):
-        return address
-    is_fixed = os.statvfs(path.parent).f_flag & os.ST_RDONLY
-    return f"{address}&immutable=1" if is_fixed else address
+    log, index, journal = (
+        path.with_name(path.name + ending).exists()
+        for ending in ("-wal", "-shm", "-journal")
+    )
+    address, is_alone = f"{path.absolute().as_uri()}?mode=ro", False
+    if not os.access(path.parent, os.W_OK):
+        is_alone = log and not index
+        if is_alone:
+            address += "&vfs=unix-none"
+        elif not log and not journal:
+            address += "&immutable=1"
+    connection = sqlite3.connect(
+        address, uri=True, timeout=busy_timeout_s, isolation_level=None
+    )
+    if is_alone:
+        connection.execute("pragma locking_mode = exclusive")
+    return connection
 
 
 def hash_seed_of(data_dir: Path) -> int | None:

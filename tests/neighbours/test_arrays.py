@@ -18,9 +18,9 @@ from state_server.codec import arrays, contexts
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 
 np = pytest.importorskip("numpy", reason="numpy is not installed")
-from hypothesis.extra import numpy as strategies  # noqa: E402
+from hypothesis.extra import numpy as strategies
 
-from ..damage import damaged  # noqa: E402
+from ..damage import damaged
 
 DATES = np.array(["2020-01-01", "NaT", "1969-12-31T23:59:59"], "M8[s]")
 FIELDS = np.array(

@@ -21,9 +21,9 @@ from ..processes import ManagerProcess, our_manager
 
 np = pytest.importorskip("numpy", reason="numpy is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
-import pandas.testing as tm  # noqa: E402
+import pandas.testing as tm
 
-from .array_classes import Table  # noqa: E402
+from .array_classes import Table
 
 OBJECTS = ("--objects", "tests.neighbours.array_classes")
 

@@ -31,8 +31,8 @@ from ..processes import ROOT, ManagerProcess, freeze, wait_until
 
 cachelib = pytest.importorskip("cachelib")
 
-from state_server.integrations.caching import StateServerCache  # noqa: E402
-from state_server.integrations.outages import Outage  # noqa: E402
+from state_server.integrations.caching import StateServerCache
+from state_server.integrations.outages import Outage
 
 
 @pytest.fixture(scope="module")
@@ -661,7 +661,7 @@ def test_stale_value_instead_of_waiting(make_cache: MakeCache) -> None:
 
 
 def test_waiting_ends(make_cache: MakeCache) -> None:
-    """Who has waited for ``wait_s`` computes for himself, and stores nothing."""
+    """Who has waited for ``wait_s`` computes for itself, and stores nothing."""
     cache = make_cache()
     computing, finish = threading.Event(), threading.Event()
 

@@ -26,9 +26,9 @@ from ..processes import ManagerProcess, wait_until
 
 flask_caching = pytest.importorskip("flask_caching")
 
-from state_server.integrations import caching  # noqa: E402
-from state_server.integrations import flask_caching as ours  # noqa: E402
-from state_server.integrations.flask import (  # noqa: E402
+from state_server.integrations import caching
+from state_server.integrations import flask_caching as ours
+from state_server.integrations.flask import (
     EXTENSION,
     StateServer,
     client_of,
@@ -611,6 +611,49 @@ def test_options_of_the_library_still_count(make_app: MakeApp) -> None:
     assert [ask(forced=True), ask()] == ["4", "4"]
     # What is filtered out is not stored, and the lease is given back at once.
     assert [ask("c", ok=False), ask("c", ok=False), ask("c")] == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize("backend", [ours.CACHE_TYPE, "SimpleCache"])
+@pytest.mark.parametrize("takes_arguments", [False, True])
+def test_forced_update_is_asked_once_for_each_call(
+    make_app: MakeApp, takes_arguments: bool, backend: str
+) -> None:
+    """Whatever the release of the library: its answer may be that of one moment.
+
+    Those before 2.5 ask it twice by themselves, and would for each key that is made.
+    """
+    app = make_app()
+    asked: list[tuple[Any, ...]] = []
+    if backend != ours.CACHE_TYPE:
+        app.config.update(CACHE_TYPE=backend, CACHE_OPTIONS={})
+    cache = ours.Cache(app)
+
+    def with_arguments(*args: int) -> bool:
+        asked.append(args)
+        return len(asked) == 2
+
+    def without() -> bool:
+        return with_arguments()
+
+    ran = []
+
+    @cache.memoize(
+        60,
+        None,
+        None,
+        with_arguments if takes_arguments else without,
+        single_flight=True,
+    )
+    def double(number: int) -> int:
+        ran.append(number)
+        return 2 * number
+
+    with app.app_context():
+        assert [double(7) for _ in range(3)] == [14] * 3
+        assert asked == [(7,) if takes_arguments else ()] * 3
+        assert ran == [7, 7]
+        # A key may be made outside of a call as well.
+        assert double.make_cache_key(double.uncached, 7)
 
 
 def test_error_in_a_view_passes_the_lease_on(make_app: MakeApp) -> None:

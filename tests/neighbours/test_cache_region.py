@@ -490,11 +490,23 @@ def test_leases_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert "(leases_max)" in caplog.text
 
 
+def test_a_lease_that_has_changed_hands_is_not_the_oldest() -> None:
+    """Above the bound that one is forgotten whose holder has had it for longest."""
+    region = Region(leases_max=2)
+    for key in ("a", "b"):
+        assert region.get_or_lease(key, 10)[0] == "lease"
+    region.time_s += 10
+    assert region.get_or_lease("a", 10)[0] == "lease"
+    assert region.get_or_lease("c", 10)[0] == "lease"
+    assert region.get_or_lease("a", 10) == ("wait", None)
+    assert region.info()["leases"] == 2
+
+
 # The queue of what ends --------------------------------------------------------------
 
 
 def test_queue_follows_the_number_of_keys() -> None:
-    """Keys that come and go a million times leave no million entries behind."""
+    """Keys that come and go fifty thousand times leave a few entries behind."""
     ends: dict[int, float] = {}
     queue: ExpiryQueue[int] = ExpiryQueue(ends.get, ends.__len__)
     for number in range(50_000):
@@ -520,6 +532,17 @@ def test_queue_heeds_an_end_that_was_put_off() -> None:
     assert len(queue) == 1
     assert queue.pop_ended(15.0) is None
     assert queue.pop_ended(20.0) == "key"
+
+
+def test_queue_heeds_an_end_that_comes_earlier() -> None:
+    """A key that ends sooner than was noted takes no memory until then."""
+    ends = {"key": 20.0}
+    queue: ExpiryQueue[str] = ExpiryQueue(ends.get, ends.__len__)
+    queue.note("key", 20.0)
+    ends["key"] = 10.0
+    queue.note("key", 10.0, former=20.0)
+    assert queue.pop_ended(9.0) is None
+    assert queue.pop_ended(10.0) == "key"
 
 
 @pytest.mark.parametrize("leave", ["evict", "delete", "clear", "end"])

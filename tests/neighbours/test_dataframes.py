@@ -23,10 +23,10 @@ from state_server.errors import ConfigError, NotAllowed, TooLarge
 
 np = pytest.importorskip("numpy", reason="numpy is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
-import pandas.testing as tm  # noqa: E402
+import pandas.testing as tm
 
-from ..damage import damaged  # noqa: E402
-from .test_arrays import Call, Unknown, dtype_call, hostile_pickles, python  # noqa: E402
+from ..damage import damaged
+from .test_arrays import Call, Unknown, dtype_call, hostile_pickles, python
 
 ROWS = 6
 PLACE = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -352,7 +352,7 @@ def test_dataframes_may_always_be_written_to(read_only: bool, kind: type) -> Non
             assert_same_dataframe(value.iloc[1:], dataframe.iloc[1:])
 
 
-def test_a_frame_of_many_parts_is_put_together() -> None:
+def test_a_dataframe_of_many_parts_is_put_together() -> None:
     """pandas warns when a column is added to a DataFrame of very many parts."""
     dataframe = codec.decode(codec.encode(DATAFRAMES["more parts than pandas likes"]))
     dataframe["one more"] = 1

@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 import pytest
 
 from ..processes import ROOT, wait_until
-from ..test_web_supervisor import DEADLINE_S, Service, pytestmark  # noqa: F401
+from ..test_web_supervisor import DEADLINE_S, Service, pytestmark  # noqa: F401 - for pytest
 
 FOLDER = ROOT / "examples"
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))

@@ -26,8 +26,14 @@ from ..processes import ROOT
 from ..test_web_supervisor import DEADLINE_S, Service
 
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "flask.md", DOCS / "values.md", ROOT / "examples" / "README.md"]
+PAGES = [
+    *(DOCS / name for name in ("flask.md", "deployment.md", "values.md")),
+    ROOT / "examples" / "README.md",
+]
 FLASK_PAGE = (DOCS / "flask.md").read_text()
+
+#: How a block that is a whole file begins.
+_FILE = re.compile(r"# (\w+\.py)\n")
 
 
 def python_blocks(text: str) -> list[str]:
@@ -39,7 +45,7 @@ def files() -> dict[str, str]:
     """Return the blocks of the page that are whole files, by name."""
     found = {}
     for block in python_blocks(FLASK_PAGE):
-        name = re.match(r"# (\w+\.py)\n", block)
+        name = _FILE.match(block)
         if name is not None:
             found[name[1]] = block
     return found
@@ -47,8 +53,7 @@ def files() -> dict[str, str]:
 
 def fragments(text: str) -> list[str]:
     """Return the blocks that are not whole files."""
-    whole = set(files().values())
-    return [block for block in python_blocks(text) if block not in whole]
+    return [block for block in python_blocks(text) if not _FILE.match(block)]
 
 
 def commands(text: str) -> list[list[str]]:

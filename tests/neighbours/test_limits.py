@@ -23,11 +23,11 @@ from ..processes import ROOT, ManagerProcess, freeze, wait_until
 
 limits = pytest.importorskip("limits")
 
-from limits.storage import storage_from_string  # noqa: E402
-from limits.strategies import STRATEGIES  # noqa: E402
+from limits.storage import storage_from_string
+from limits.strategies import STRATEGIES
 
-from state_server.integrations.flask import StateServer, client_of  # noqa: E402
-from state_server.integrations.limits import StateServerStorage  # noqa: E402
+from state_server.integrations.flask import StateServer, client_of
+from state_server.integrations.limits import StateServerStorage
 
 PER_HOUR = limits.RateLimitItemPerHour
 

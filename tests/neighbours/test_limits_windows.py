@@ -240,8 +240,7 @@ def test_windows_leave_when_they_have_ended() -> None:
 def test_full_storage_counts_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
     """At the bound a new window is refused and the others count on; one line says so.
 
-    Forgetting a window instead would let whoever floods the storage free himself of
-    his limit.
+    Forgetting a window instead would free whoever floods the storage of their limit.
     """
     ours = Limits(records_max=10)
     for number in range(10):
@@ -336,5 +335,7 @@ def test_queue_lets_go_of_windows_that_were_cleared() -> None:
     storage = Limits()
     for number in range(2000):
         storage.incr(str(number), 3600)
+    # Afterwards, as a window that begins has the queue cleaned up as well.
+    for number in range(2000):
         storage.clear(str(number))
     assert len(storage._fixed._ended) <= 100
