@@ -40,7 +40,8 @@ you will read the same.</p>
 </html>
 """
 
-cache = Cache()
+# On a busy machine an answer may take more than the usual second, and a page takes two.
+cache = Cache(config={"CACHE_OPTIONS": {"call_timeout_s": 3.0}})
 
 
 def create_app() -> Flask:

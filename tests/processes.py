@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import pickle
@@ -147,15 +149,19 @@ def both_managers(folder: Path) -> Iterator[Sides]:
 def wait_until(
     condition: Callable[[], Any], timeout_s: float = 20.0, what: str = "the condition"
 ) -> Any:
-    """Wait until ``condition`` is true; return its value; fail after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
+    """Wait until ``condition`` is true; return its value; fail after ``timeout_s``.
+
+    The longer it takes, the more seldom it looks: many a condition costs milliseconds.
+    """
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began
+        if waited_s > timeout_s:
             raise AssertionError(f"{what} did not come true in {timeout_s} s")
-        time.sleep(0.005)
+        time.sleep(min(max(0.005, waited_s / 20), 0.1))
 
 
 # Scenarios that run against a manager of ours and of the standard library ------------
@@ -206,7 +212,7 @@ def side_of(manager: ManagerProcess) -> Side:
     return Side(True, manager.stock_address, manager.key, manager.pid, manager.folder)
 
 
-_RUN_SCENARIO = "from tests.processes import run_scenario; run_scenario()"
+_FORK_SCENARIOS = "from tests.processes import fork_scenarios; fork_scenarios()"
 _SERVE_STOCK = "from tests.shared_classes import serve; serve()"
 
 
@@ -280,27 +286,8 @@ def run_bounded(
     report.unlink(missing_ok=True)
     todo = (scenario.__module__, scenario.__qualname__, side, args, report)
     noise = side.folder / "noise"
-    with noise.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _RUN_SCENARIO],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(pickle.dumps(todo))
-        process.stdin.close()
-        process.wait(timeout_s)
-        in_time = True
-    except subprocess.TimeoutExpired:
-        in_time = False
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+    noise.write_text("")
+    in_time = _nursery().run(pickle.dumps(todo), noise, timeout_s)
     outcome = Outcome("", "no report was written")
     if report.exists():
         outcome = pickle.loads(report.read_bytes())
@@ -309,9 +296,88 @@ def run_bounded(
     return outcome
 
 
-def run_scenario() -> None:
-    """Be the process that ``run_bounded`` starts."""
-    module, name, side, args, report = pickle.load(sys.stdin.buffer)
+class Nursery:
+    """A process that has imported what every scenario needs, and forks one for each.
+
+    A new interpreter would spend ten times as long on its imports as a scenario takes.
+    Used by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _FORK_SCENARIOS],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def run(self, todo: bytes, noise: Path, timeout_s: float) -> bool:
+        """Have a scenario run; tell whether it ended in time. Its group is killed."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        pickle.dump((todo, noise, dict(os.environ)), stdin)
+        stdin.flush()
+        scenario = int(self._line(READY_TIMEOUT_S))
+        in_time = bool(self._line(timeout_s))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(scenario, signal.SIGKILL)
+        if not in_time:
+            assert self._line(10)
+        return in_time
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _line(self, timeout_s: float) -> bytes:
+        """Return the next line that it writes, or nothing if none comes in time."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], timeout_s)[0]:
+            return b""
+        # It writes a line when asked, and one when the scenario has ended.
+        line = stdout.readline()
+        assert line, f"the process that forks scenarios ended: {self._process.wait(10)}"
+        return line
+
+
+@functools.cache
+def _nursery() -> Nursery:
+    nursery = Nursery()
+    atexit.register(nursery.close)
+    return nursery
+
+
+def fork_scenarios() -> None:
+    """Be a ``Nursery``. The processes that it forks return from here, and end."""
+    importlib.import_module("pytest")
+    while True:
+        try:
+            todo, noise, environ = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        scenario = os.fork()
+        if scenario == 0:
+            break
+        os.write(1, b"%d\n" % scenario)
+        os.waitpid(scenario, 0)
+        os.write(1, b"ended\n")
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(noise, os.O_WRONLY)
+    for descriptor, copy in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(descriptor, copy)
+    os.close(nothing)
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(environ)
+    _run_scenario(*pickle.loads(todo))
+
+
+def _run_scenario(
+    module: str, name: str, side: Side, args: tuple[Any, ...], report: Path
+) -> None:
     scenario = getattr(importlib.import_module(module), name)
     main = os.getpid()
     try:

@@ -72,11 +72,11 @@ def test_whatever_is_killed_every_call_happens_once(transport: str) -> None:
 def test_the_chaos_run_has_teeth(safety: str) -> None:
     """Without the memory of replies, or the wait for the disk, it finds violations.
 
-    Soon, but not surely in the first twenty seconds: a busy machine makes few calls.
+    Soon, but not surely after four kills: a busy machine makes few calls.
     """
-    for seed in ("2", "3", "4"):
+    for seed in ("2", "3", "4", "5", "6"):
         code, output = chaos(
-            *("--minutes", "0.35", "--kills", "8", "--seed", seed),
+            *("--minutes", "0.35", "--kills", "4", "--seed", seed),
             *("--cut-after", "300", "--without", safety),
         )
         if code != 0:

@@ -188,7 +188,8 @@ def dotted(room: str) -> str:
     return f"state_server.{room}"
 
 
-def imported_names(module: Module) -> Iterator[str]:
+@cache
+def imported_names(module: Module) -> frozenset[str]:
     """Return the dotted names a module imports: at its head, inside functions, all.
 
     Of ``from package import name`` both ``package`` and ``package.name`` are given.
@@ -196,15 +197,15 @@ def imported_names(module: Module) -> Iterator[str]:
     inside = dotted(module.room).split(".")
     if module.path.name != "__init__.py":
         inside.pop()
+    found = set()
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             start = inside[: len(inside) + 1 - node.level] if node.level else []
             base = ".".join([*start, *(node.module or "").split(".")]).strip(".")
-            for alias in node.names:
-                yield f"{base}.{alias.name}"
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return frozenset(found)
 
 
 def rooms_imported(module: Module) -> set[str]:

@@ -79,12 +79,17 @@ def own_route(name: str, data_dir: Path, **config: Any) -> Flask:
 def flask_session_route(name: str, data_dir: Path, **config: Any) -> Flask:
     """Return an app with the interface that is a subclass of Flask-Session's."""
     from state_server.integrations.flask_session import FlaskSessionInterface
+    from state_server.integrations.session_store import SessionConfig
 
     app = bare_app(name, data_dir, **config)
     state.init_app(app)
+    timeout_s = config.get("STATE_SERVER_TIMEOUT")
     with app.app_context():
         app.session_interface = FlaskSessionInterface(
-            app, state.client, permanent=False
+            app,
+            state.client,
+            permanent=False,
+            config=timeout_s and SessionConfig(name, call_timeout_s=timeout_s),
         )
     return app
 
