@@ -307,6 +307,8 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _FORK_SCENARIOS],
             cwd=ROOT,
+            # A second line in a buffer would be overlooked by who waits for the pipe.
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -315,8 +317,7 @@ class Nursery:
         """Have a scenario run; tell whether it ended in time. Its group is killed."""
         stdin = self._process.stdin
         assert stdin is not None
-        pickle.dump((todo, noise, dict(os.environ)), stdin)
-        stdin.flush()
+        stdin.write(pickle.dumps((todo, noise, dict(os.environ))))
         scenario = int(self._line(READY_TIMEOUT_S))
         in_time = bool(self._line(timeout_s))
         with contextlib.suppress(ProcessLookupError):
