@@ -87,7 +87,7 @@ def parse_address(given: str | tuple[str, int] | os.PathLike[str]) -> Address:
     match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:/\[\]]*)):(\d{1,5})/?", rest)
     if match is None or int(match[3]) > 65535:
         raise ConfigError(f"The address {text!r} is not of the form tcp://host:port.")
-    return Address(host=match[1] or match[2] or "", port=int(match[3]))
+    return Address(host=match[1] or match[2], port=int(match[3]))
 
 
 def _pair(pair: tuple[Any, ...]) -> Address:

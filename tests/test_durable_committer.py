@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from state_server.errors import Overloaded, StoreError
+from state_server.errors import Overloaded, Stale, StoreError
 from state_server.host import Host
 from state_server.keeping import KeepingLimits, StateKeeper, commits, image
 from state_server.keeping.commits import Committer, NeverWritten
@@ -406,6 +406,38 @@ def test_lanes_that_said_goodbye_are_forgotten_on_disk() -> None:
         desk.ask("Count.add")
         assert connection.lane.lane in desk.store.forgotten
         assert not desk.store.replies
+
+
+def test_a_lane_is_forgotten_where_nothing_changes_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What goodbyes leave to be written goes with the next look at old replies."""
+    with DurableDesk(Count) as desk:
+        connection = desk.attached()
+        assert connection.lane is not None
+        desk.ask("Count.add", connection=connection, number=1)
+        desk.host.detach(connection.lane, connection, finished=True)
+        committer = desk.host._committer
+        assert committer is not None
+        committer._tidy_at = 0.0
+        with committer._lock:
+            committer._staged.notify()
+        wait_until(lambda: desk.store.forgotten == [connection.lane.lane])
+
+
+def test_a_lane_on_disk_belongs_to_its_session() -> None:
+    """Nobody takes it over from the manager before without knowing the session."""
+    store = FakeStore()
+    with DurableDesk(Count, store=store) as desk:
+        connection = desk.attached()
+        assert connection.lane is not None
+        desk.ask("Count.add", connection=connection, number=1)
+    stolen = connection.lane._replace(session=b"t" * 16)
+    with DurableDesk(Count, store=store) as desk:
+        with pytest.raises(Stale, match="another session"):
+            desk.host.attach(stolen, FakeConnection())
+        again = desk.attached(connection.lane)
+        assert desk.ask("Count.add", connection=again, number=1) == 1
 
 
 def test_replies_that_come_back_from_disk_count_as_well() -> None:

@@ -97,6 +97,18 @@ def test_what_has_ended_leaves_without_being_asked_for() -> None:
     assert region.info()["evictions"] == 0
 
 
+def test_what_was_found_and_what_was_not_is_counted() -> None:
+    """Each question for a value counts; one whether there is a value does not."""
+    region = Region()
+    assert region.get("key") is None
+    assert region.get_or_lease("key", 10)[0] == "lease"
+    region.set("key", b"value")
+    assert not region.has("other")
+    assert region.get_many(["key", "other"]) == [b"value", None]
+    assert region.get_or_lease("key", 10) == ("value", b"value")
+    assert (region.info()["hits"], region.info()["misses"]) == (2, 3)
+
+
 def test_add_stores_once() -> None:
     """``add`` stores where nothing is, or what was there has ended."""
     region = Region()
