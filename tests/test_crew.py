@@ -506,12 +506,13 @@ def test_thread_limit_is_logged_once_on_entering(
     gates = [ship.gate(f"s{n}") for n in range(6)]
     replies = [ship.call(f"s{n}", key=f"s{n}", class_name="Slow") for n in range(6)]
     gates[0].wait()
+    wait_until(lambda: caplog.records, what="a line of the log")
     for gate in gates:
         gate.opened.set()
     assert [c.wait() for c in replies] == [f"s{n}" for n in range(6)]
 
     lines = [r.getMessage() for r in caplog.records if "threads" in r.getMessage()]
-    assert lines in ([], ["Limit reached: 3 threads."])
+    assert lines == ["Limit reached: 3 threads."]
 
 
 def test_slow_class_is_never_run_by_the_leader(make_ship: MakeShip) -> None:

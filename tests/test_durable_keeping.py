@@ -83,6 +83,74 @@ def test_an_object_of_any_kind_is_put_back(kind: type) -> None:
         assert desk.ask("Thing.shown") != shown
 
 
+def singleton_of_new() -> type:
+    """Return a class that makes one object, as it is done most often."""
+
+    class Only:
+        _only: Any = None
+
+        def __new__(cls) -> Any:
+            if cls._only is None:
+                cls._only = super().__new__(cls)
+            return cls._only
+
+        def __init__(self) -> None:
+            self.count = 0
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+        def spoil(self) -> None:
+            self.more = self.count = 99
+            raise ValueError("spoilt")
+
+        def shown(self) -> dict[str, Any]:
+            return dict(self.__dict__)
+
+    return Only
+
+
+def singleton_of_its_class() -> type:
+    """Return a class whose own class has calls of it return one object."""
+
+    class Single(type):
+        made: dict[type, Any] = {}  # noqa: RUF012 - one for all
+
+        def __call__(cls, *args: Any) -> Any:
+            if cls not in cls.made:
+                cls.made[cls] = super().__call__(*args)
+            return cls.made[cls]
+
+    plain = dict(vars(singleton_of_new()))
+    for name in ("__new__", "__dict__", "__weakref__"):
+        del plain[name]
+    return Single("Only", (), plain)
+
+
+@pytest.mark.parametrize("make", [singleton_of_new, singleton_of_its_class])
+@pytest.mark.parametrize("durable", [True, False])
+def test_each_key_of_a_singleton_is_an_object_of_its_own(
+    make: Any, durable: bool
+) -> None:
+    """They change each other neither when made, nor when called, put back or loaded."""
+    record = describe_class(make(), name="Thing", durable=durable)
+    with DurableDesk(record) as desk:
+        assert [desk.ask("Thing.add") for _ in range(3)] == [1, 2, 3]
+        assert desk.ask("Thing.add", key="other") == 1
+        assert desk.ask("Thing.add") == 4
+        if durable:
+            assert code_of(desk.ask("Thing.spoil")) == "Raised"
+            assert desk.ask("Thing.shown") == {"count": 4}
+        assert desk.ask("Thing.add", key="other") == 2
+        store = desk.store
+    if durable:
+        with DurableDesk(record, store=store) as desk:
+            assert desk.ask("Thing.add") == 5
+            assert desk.ask("Thing.add", key="other") == 3
+            assert desk.ask("Thing.add") == 6
+
+
 def test_a_state_that_cannot_be_pickled_names_the_attribute() -> None:
     """The call is undone; the error says which attribute and what to do about it."""
 

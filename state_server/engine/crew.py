@@ -381,9 +381,9 @@ class Crew:
 
     def _spawn_for_ready(self) -> None:
         """Start a spare for each object that waits; the caller holds the lock."""
-        while self._idle <= len(self._ready) and self._startable():
-            if not self._spawn():
-                return
+        # Asked at the limit as well, which is told then.
+        while self._idle <= len(self._ready) and self._spawn():
+            pass
 
     def _note_habit(self) -> None:
         method, now = self._method, time.monotonic()

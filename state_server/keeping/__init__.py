@@ -86,7 +86,7 @@ class MemoryKeeper:
 
     def bring(self) -> None:
         """Build the object."""
-        self.instance = self._shared.build()
+        self.instance = built(self._shared)
 
     def begin(self, call: Call, *, readonly: bool) -> None:
         """Do nothing."""
@@ -164,7 +164,7 @@ class StateKeeper:
             return
         stored = None if self._committer is None else self._committer.load(self._name)
         if stored is None:
-            instance = self._shared.build()
+            instance = built(self._shared)
             self._generation = 0
         else:
             instance = loaded(self._name, self._shared, stored)
@@ -297,6 +297,26 @@ def brought_back(name: ObjectName, fresh: bytes, cls: type, shared: SharedClass)
             f"The state of {'/'.join(name)} can be pickled, but not brought back: "
             f"{type(error).__name__}: {error}. The call was undone."
         ) from error
+
+
+def built(shared: SharedClass) -> Any:
+    """Return a new object, which is nobody else's.
+
+    A class may make one for all that ask (a singleton). That would be the object of
+    several keys, which would change each other, so each key has a copy of it.
+    """
+    instance = shared.build()
+    if shared.cls is None:
+        # A factory: who wrote that has chosen what it gives.
+        return instance
+    try:
+        if image.is_handed_out_again(instance):
+            fresh = image.dump(instance, shared.transient)
+            return image.rebuild(fresh, type(instance), shared.transient, None)
+    except Exception as error:
+        # The class's own code. Where the object is to be kept this is told then.
+        log.debug("%s is not asked whether it is a singleton: %s", shared.name, error)
+    return instance
 
 
 def check_class(name: ObjectName, instance: Any, cls: type) -> None:

@@ -121,8 +121,7 @@ def rebuild(
     """
     unpickler = pickle.Unpickler(io.BytesIO(image))
     args, kwargs = unpickler.load()
-    called = kwargs is None
-    instance = cls(*args) if called else cls.__new__(cls, *args, **kwargs)
+    instance = cls(*args) if kwargs is None else _empty(cls, args, kwargs)
     before, _loading.root = _loading.root, instance
     try:
         state, items, pairs = unpickler.load()
@@ -143,6 +142,36 @@ def rebuild(
         if make is not None:
             object.__setattr__(instance, name, make())
     return instance
+
+
+def is_handed_out_again(instance: Any) -> bool:
+    """Tell whether the class of an object would give the same one again (a singleton).
+
+    Of a class whose own class says what calling it does, that is taken for granted.
+    """
+    cls = type(instance)
+    if isinstance(type(cls).__call__, types.FunctionType):
+        return True
+    if not isinstance(cls.__new__, types.FunctionType):
+        return False
+    parts = _taken_apart(instance, {})
+    kwargs = parts.kwargs
+    return kwargs is not None and cls.__new__(cls, *parts.args, **kwargs) is instance
+
+
+def _empty(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return an object of a class that nobody else has."""
+    instance = cls.__new__(cls, *args, **kwargs)
+    if not isinstance(cls.__new__, types.FunctionType):
+        return instance
+    if cls.__new__(cls, *args, **kwargs) is not instance:
+        return instance
+    # The class hands out one and the same (a singleton), and that may be in use.
+    try:
+        return _base(cls, (OrderedDict, dict, list, set, deque, object)).__new__(cls)
+    except TypeError:
+        # A tuple, say: there is nothing in it that could be changed.
+        return instance
 
 
 def _base(cls: type, bases: tuple[type, ...]) -> Any:

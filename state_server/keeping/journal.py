@@ -15,7 +15,7 @@ from ..errors import Unloadable
 from ..messages import Call
 from ..replayable import taps
 from ..sharing import SharedClass
-from . import brought_back, check_class, check_storable, image, loaded
+from . import brought_back, built, check_class, check_storable, image, loaded
 from .commits import Change, Committer, ObjectName, Stored
 
 
@@ -106,7 +106,7 @@ class JournalKeeper:
         """Load the last image and replay the calls since, or build the object."""
         stored = self._committer.load(self._name)
         if stored is None:
-            self.instance = self._shared.build()
+            self.instance = built(self._shared)
             self._class = type(self.instance)
             self._newborn = image.dump(self.instance, self._shared.transient)
             self._image_bytes, self._entry_bytes = len(self._newborn), 0
