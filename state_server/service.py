@@ -526,8 +526,9 @@ def stop_on_signals(
 ) -> Callable[[], None]:
     """Call ``stop`` on SIGTERM and SIGINT; a second one ends the process at once.
 
-    ``ignore_interrupts``: SIGINT does nothing. Returns a function that puts the former
-    handlers back.
+    So does SIGHUP, when the terminal is closed, unless somebody has a use for it or has
+    it ignored (``nohup``); several of it may come. ``ignore_interrupts``: SIGINT does
+    nothing. Returns a function that puts the former handlers back.
     """
     asked = False
 
@@ -539,12 +540,17 @@ def stop_on_signals(
         asked = True
         stop()
 
+    def hang_up(_number: int, _: FrameType | None) -> None:
+        stop()
+
     former = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, handle),
         signal.SIGINT: signal.signal(
             signal.SIGINT, signal.SIG_IGN if ignore_interrupts else handle
         ),
     }
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        former[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
 
     def restore() -> None:
         if restore in _restorers:

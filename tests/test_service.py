@@ -514,6 +514,42 @@ def test_a_closed_standard_output_is_no_obstacle(tmp_path: Path) -> None:
     assert b"Ready at" in (tmp_path / "log").read_bytes()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminals that hang up there")
+def test_a_closed_terminal_ends_the_manager_in_good_order(tmp_path: Path) -> None:
+    """What runs is finished, however many signals the shell and the system send."""
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    manager = ManagerProcess(tmp_path, "--objects", "talkative").start()
+    with manager.client(timeout=20) as client:
+        replies: list[str] = []
+        caller = threading.Thread(
+            target=lambda: replies.append(client.get("Talker").linger(0.5))
+        )
+        caller.start()
+        wait_until(lambda: client.status()["pending"] == 1, what="a call that runs")
+        for _ in range(3):
+            os.kill(manager.pid, signal.SIGHUP)
+        caller.join(20)
+        assert replies == ["done"]
+    assert manager.process is not None
+    process = manager.process
+    wait_until(lambda: process.poll() is not None, what="the end")
+    assert manager.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminals that hang up there")
+def test_a_manager_under_nohup_outlives_the_terminal(tmp_path: Path) -> None:
+    """A signal that was ignored from the start is ignored further."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        manager = ManagerProcess(tmp_path).start()
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    os.kill(manager.pid, signal.SIGHUP)
+    with manager.client(timeout=20) as client:
+        assert client.get("SomeObj").query() == 1
+    assert manager.stop() == 0
+
+
 # The folder is touched ---------------------------------------------------------------
 
 
