@@ -1265,8 +1265,14 @@ def test_a_stop_that_waits_speaks_of_stopping(
 
 def test_a_verb_that_is_interrupted_says_so(tmp_path: Path) -> None:
     """Ctrl-C ends it with one sentence, and the code that a shell expects."""
+    # A shell has what it starts in the background ignore Ctrl-C, these tests perhaps.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from state_server.__main__ import main; "
+        "raise SystemExit(main(['ping', '--timeout', '60']))"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "state_server", "ping", "--timeout", "60"],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

@@ -200,7 +200,7 @@ def test_a_backup_is_made_each_day_and_can_be_tried(
     for words in trial:
         words = [str(made) if word.endswith(".db") else word for word in words]
         said += run(shop, f"{shop}/bin/state-server", *words[1:])
-    assert "1 objects, 1 loaded" in said
+    assert "1 object, 1 loaded" in said
     assert said.endswith("no problem\n")
 
 
