@@ -154,7 +154,7 @@ def is_handed_out_again(instance: Any) -> bool:
         return True
     if not isinstance(cls.__new__, types.FunctionType):
         return False
-    parts = _taken_apart(instance, {})
+    parts = _taken_apart(instance, instance.__reduce_ex__(4), {})
     kwargs = parts.kwargs
     return kwargs is not None and cls.__new__(cls, *parts.args, **kwargs) is instance
 
