@@ -412,12 +412,14 @@ def fix_hash_seed(settings: ManagerSettings, *, may_draw: bool = True) -> None:
     The order in which a set iterates depends on the seed, and a journalled method may
     depend on that order; those of ready-made classes do not. ``may_draw``: a folder
     without a seed is given one. Raises ``ConfigError`` when the objects cannot be
-    loaded or the seed cannot be read.
+    loaded, or when the seed cannot be read or have no effect.
     """
     for specification in settings.objects:
         load_objects(specification)
-    if settings.memory or not _journals(catalogue):
+    journals = _journals(catalogue)
+    if settings.memory or not journals:
         return
+    _check_environment(journals)
     make_private_folder(settings.data_dir)
     seed = hash_seed_of(settings.data_dir)
     if seed is None:
@@ -452,6 +454,7 @@ def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> No
     journals = _journals(shared)
     if not journals:
         return
+    _check_environment(journals)
     seed = hash_seed_of(data_dir)
     try:
         seed = store.keep_hash_seed(draw_hash_seed(data_dir) if seed is None else seed)
@@ -465,6 +468,16 @@ def _keep_hash_seed(store: SqliteStore, data_dir: Path, shared: Catalogue) -> No
             f"under the hash seed of its data folder, {seed}. Start the manager with "
             "state-server manager, or this program with that PYTHONHASHSEED; where "
             "nothing has to be kept, as in tests, StateManager(memory=True) will do."
+        )
+
+
+def _check_environment(journals: list[str]) -> None:
+    """Refuse a process whose hash seed cannot be told it."""
+    if sys.flags.ignore_environment:
+        raise ConfigError(
+            f"{', '.join(journals)}: a journal is replayed under the hash seed of its "
+            "data folder (PYTHONHASHSEED), and this Python was told to ignore its "
+            "environment (-E or -I). Start it without that option."
         )
 
 

@@ -94,6 +94,14 @@ def test_method_is_called_with_its_arguments() -> None:
     assert caller.calls == [("Room", "k", "say", ("hi",), {"to": "all"}, None)]
 
 
+def test_method_may_have_a_parameter_of_any_name() -> None:
+    """Also one called ``self``, as an item of ``update(**items)`` may be."""
+    handle, caller = handle_of()
+    handle.say(self=1, args=2)
+
+    assert caller.calls == [("Room", "k", "say", (), {"self": 1, "args": 2}, None)]
+
+
 def test_making_a_handle_asks_nothing() -> None:
     """A handle, its repr, its comparison and its hash cost no call."""
     handle, caller = handle_of()

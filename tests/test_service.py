@@ -404,6 +404,26 @@ class Log:
     """Is kept as a journal."""
 
 
+def test_journals_are_refused_where_the_environment_is_ignored(tmp_path: Path) -> None:
+    """Their sets would be in another order at each start, without a word."""
+    (tmp_path / "diary.py").write_text(DIARY)
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n"
+        "from state_server.service import main\n"
+        "sys.exit(main(['--objects', 'diary']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-E", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "told to ignore its environment" in result.stderr
+
+
 def test_a_check_draws_no_hash_seed(tmp_path: Path) -> None:
     """It looks at the state without changing it, and needs no seed without a call."""
     (tmp_path / "diary.py").write_text(DIARY)

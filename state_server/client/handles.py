@@ -52,7 +52,7 @@ class RemoteMethod:
         self._target = target
         self._timeout_s = timeout_s
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the method in the manager; return its result or raise its error."""
         return self._call(self._target, args, kwargs, self._timeout_s)
 
