@@ -338,6 +338,17 @@ def test_handle_is_pickled_as_a_name_without_the_key() -> None:
     assert b"authkey" not in data
 
 
+def test_method_is_pickled_as_its_handle_and_a_name() -> None:
+    """A pool of processes can be given a method; unpickling it asks nobody."""
+    say = Handle(FakeCaller(location=(None, "/data")), "Room", "k", 2.5).say
+    again = pickle.loads(pickle.dumps(say))
+    copied = copy.deepcopy(say)
+
+    assert again._caller.described == copied._caller.described == []
+    again("hello")
+    assert again._caller.calls == [("Room", "k", "say", ("hello",), {}, 2.5)]
+
+
 def test_handle_inside_a_value_travels_as_a_reference() -> None:
     """The manager gets a name, nothing that could be called."""
     handle, _ = handle_of()

@@ -40,13 +40,14 @@ class Caller(Protocol):
 
 
 class RemoteMethod:
-    """One method of one object, ready to be called."""
+    """One method of one object, ready to be called. It can be pickled, as handles."""
 
-    __slots__ = ("_call", "_target", "_timeout_s")
+    __slots__ = ("_call", "_caller", "_target", "_timeout_s")
 
     def __init__(
         self, caller: Caller, target: tuple[str, str, str], timeout_s: float | None
     ) -> None:
+        self._caller = caller
         self._call = caller.call
         self._target = target
         self._timeout_s = timeout_s
@@ -64,6 +65,12 @@ class RemoteMethod:
         """Say which method of which object it is."""
         class_name, key, method = self._target
         return f"<method {method} of {class_name}/{key}>"
+
+    def __reduce__(self) -> tuple[Callable[..., RemoteMethod], tuple[Handle, str]]:
+        """Pickle as the handle and a name, which nobody is asked about."""
+        class_name, key, method = self._target
+        handle = Handle(self._caller, class_name, key, self._timeout_s)
+        return _method_of, (handle, method)
 
 
 class Handle:
@@ -218,6 +225,11 @@ class Handle:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as address and name; the key is found where it is unpickled."""
         return self._caller.reduced(self._class_name, self._key, self._timeout_s)
+
+
+def _method_of(handle: Handle, method: str) -> RemoteMethod:
+    """Return a method of a handle again, where it is unpickled."""
+    return handle._bound(method)
 
 
 def _named(handle: Handle) -> tuple[str, str]:
