@@ -42,6 +42,7 @@ GROUND = {
     "addresses",
     "bodies",
     "busy_poll",
+    "clock",
     "codec",
     "data_folder",
     "errors",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from .. import handshake, wire
 from ..addresses import Address
+from ..clock import monotonic
 from ..errors import (
     Denied,
     NotAllowed,
@@ -80,7 +81,7 @@ class Link:
         """
         self.lane = lane
         self.number = 0
-        self.made_at = time.monotonic()
+        self.made_at = monotonic()
         self.boot_id = b""
         self.process_id = 0
         self.is_admin = False
