@@ -496,6 +496,9 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
             properties.add(attribute)
             if sort == "settable":
                 settable.add(attribute)
+    if exposed is None and "__getitem__" in methods and not hasattr(cls, "__iter__"):
+        # Python iterates over such an object by its items 0, 1, 2 …
+        methods.add("__iter__")
     return Contract(
         name, frozenset(methods), frozenset(properties), frozenset(settable)
     )
