@@ -7,6 +7,7 @@ caller sends.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -359,7 +360,7 @@ def describe_class(
     contract = contract_of(cls, chosen, exposed)
     return SharedClass(
         name=chosen,
-        build=functools.partial(cls, *args, **(kwargs or {})),
+        build=functools.partial(_build, cls, tuple(args), dict(kwargs or {})),
         contract=contract,
         source=full_name(cls),
         cls=cls,
@@ -377,6 +378,20 @@ def describe_class(
         aliases=tuple(checked_name(alias) for alias in aliases),
         idle_timeout_s=idle_timeout,
     )
+
+
+def _build(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Build an object with arguments of its own: a list, say, is not the next one's."""
+    copied = {name: _copied(value) for name, value in kwargs.items()}
+    return cls(*map(_copied, args), **copied)
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        # A lock or the like, and the class's own code: there is only one of it.
+        return value
 
 
 def _check_iterable(cls: type, option: str, value: object) -> None:
