@@ -10,9 +10,10 @@ others want the processor, it is tried less and less often.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
+
+from .clock import monotonic
 
 #: After a moment spent in vain, so many waits go without one; twice as many after the
 #: next such moment, up to the most.
@@ -65,7 +66,7 @@ class BusyPoll:
         if self._is_alone is not None and not self._is_alone():
             self._waits_left = _PAUSE_FIRST
             return poll(timeout)
-        clock = time.perf_counter
+        clock = monotonic
         part_s = self._busy_s / _PARTS
         for _ in range(_PARTS):
             until = clock() + part_s
@@ -85,6 +86,6 @@ def _processor_is_wanted() -> bool:
     """Tell whether others wait for this processor, after they had it."""
     if _offer_processor is None:
         return True
-    offered_at = time.perf_counter()
+    offered_at = monotonic()
     _offer_processor()
-    return time.perf_counter() - offered_at > _OFFER_S
+    return monotonic() - offered_at > _OFFER_S

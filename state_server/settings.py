@@ -468,7 +468,7 @@ def read_authkey(settings: CommonSettings, environ: Mapping[str, str]) -> bytes 
     """
     text = environ.get(variable("AUTHKEY"))
     if text is not None:
-        return _nonempty(text.encode(), f"the variable {variable('AUTHKEY')}")
+        return _nonempty(os.fsencode(text), f"the variable {variable('AUTHKEY')}")
     if settings.authkey_file is None:
         return read_key_file(settings.data_dir / KEY_FILE)
     key = read_key_file(settings.authkey_file)

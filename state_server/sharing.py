@@ -7,6 +7,7 @@ caller sends.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -358,11 +359,11 @@ def describe_class(
     _check_keeping(cls, durable, version, idle_timeout)
     _check_transient(cls, transient)
     contract = contract_of(cls, chosen, exposed)
-    build = functools.partial(cls, *args, **(kwargs or {}))
-    _check_arguments(cls, build)
+    args, kwargs = tuple(args), dict(kwargs or {})
+    _check_arguments(cls, args, kwargs)
     return SharedClass(
         name=chosen,
-        build=build,
+        build=functools.partial(_build, cls, args, kwargs),
         contract=contract,
         source=full_name(cls),
         cls=cls,
@@ -380,6 +381,26 @@ def describe_class(
         aliases=tuple(checked_name(alias) for alias in aliases),
         idle_timeout_s=idle_timeout,
     )
+
+
+def _build(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Build an object with arguments of its own: a list, say, is not the next one's."""
+    copied = {name: _copied(value) for name, value in kwargs.items()}
+    return cls(*map(_copied, args), **copied)
+
+
+_CONTAINERS = (list, dict, set, bytearray, tuple)
+
+
+def _copied(value: Any) -> Any:
+    if type(value) not in _CONTAINERS:
+        # A model, say, or a pool of connections: there is to be one of it.
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        # There is a lock or the like in it, or code of the user's own that fails.
+        return value
 
 
 def _check_iterable(cls: type, option: str, value: object) -> None:
@@ -403,7 +424,7 @@ def _check_transient(
             )
 
 
-def _check_arguments(cls: type, build: functools.partial[Any]) -> None:
+def _check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse arguments that no object can be built with, as far as Python tells."""
     try:
         # A decorator may add arguments to those that it is called with.
@@ -411,7 +432,7 @@ def _check_arguments(cls: type, build: functools.partial[Any]) -> None:
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*build.args, **build.keywords)
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ConfigError(
             f"{full_name(cls)}.__init__: {error}. The manager builds the objects: say "
@@ -528,6 +549,9 @@ def contract_of(cls: type, name: str, exposed: Iterable[str] | None = None) -> C
             properties.add(attribute)
             if kind == "settable":
                 settable.add(attribute)
+    if exposed is None and "__getitem__" in methods and not hasattr(cls, "__iter__"):
+        # Python iterates over such an object by its items 0, 1, 2 …
+        methods.add("__iter__")
     return Contract(
         name, frozenset(methods), frozenset(properties), frozenset(settable)
     )

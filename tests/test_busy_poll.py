@@ -29,7 +29,7 @@ class Script:
         self.now_s += 1e-6
         return EVENT if timeout or len(self.timeouts) >= self.finds_at else []
 
-    def perf_counter(self) -> float:
+    def monotonic(self) -> float:
         """Return the time of the script."""
         return self.now_s
 
@@ -54,7 +54,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what makes a busy poll over a script, with the script's clock."""
 
     def make(script: Script, busy_s: float = 50e-6, **options: Any) -> BusyPoll:
-        monkeypatch.setattr(busy_poll, "time", script)
+        monkeypatch.setattr(busy_poll, "monotonic", script.monotonic)
         monkeypatch.setattr(busy_poll, "_offer_processor", script.offer_processor)
         return BusyPoll(script.poll, busy_s, **options)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -58,7 +60,7 @@ class FakeLink:
         self.number = 0
         self.boot_id = BOOT_ID
         self.frame_bytes_max = 2**20
-        self.made_at = pool_module.time.monotonic()
+        self.made_at = pool_module.monotonic()
         self.quiet = True
         self.closed_with: list[bool] = []
         self.sent: list[Any] = []
@@ -250,7 +252,7 @@ def test_who_waits_is_woken_by_the_close() -> None:
 def test_old_link_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A link is given up, with a goodbye, long before its lane may be forgotten."""
     clock = FakeClock()
-    monkeypatch.setattr(pool_module, "time", Clocks(clock))
+    monkeypatch.setattr(pool_module, "monotonic", clock)
     pool, dialler = pool_of(1)
     link = pool.take(FAR)
     clock.advance(299)
@@ -403,15 +405,11 @@ def test_new_lanes_carry_the_time_they_were_minted() -> None:
 
 
 class Clocks:
-    """Stands for the time module: a clock that goes on when somebody sleeps."""
+    """Stands for the time module: the clock goes on when somebody sleeps."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self.slept: list[float] = []
-
-    def monotonic(self) -> float:
-        """Return the time."""
-        return self._clock()
 
     def sleep(self, seconds: float) -> None:
         """Let the time pass at once."""
@@ -438,6 +436,12 @@ class Scene:
         self.times = Clocks(self.clock)
         self.dialler = Dialler()
 
+    def set_time(self, patch: pytest.MonkeyPatch) -> None:
+        """Have the client live in the time of this scene."""
+        patch.setattr(client_module, "time", self.times)
+        for module in (client_module, pool_module):
+            patch.setattr(module, "monotonic", self.clock)
+
     def client(self) -> FakeClient:
         """Return a client of this scene."""
         return FakeClient(self.dialler)
@@ -462,8 +466,7 @@ class Scene:
 def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     """Give a scene in which no time passes by itself."""
     scene = Scene()
-    monkeypatch.setattr(client_module, "time", scene.times)
-    monkeypatch.setattr(pool_module, "time", scene.times)
+    scene.set_time(monkeypatch)
     return scene
 
 
@@ -765,8 +768,8 @@ def test_no_sequence_of_breaks_runs_a_call_twice(events: list[str]) -> None:
     The model remembers what it ran, by lane and number, as the host does.
     """
     scene = Scene()
-    pool_time, client_time = pool_module.time, client_module.time
-    pool_module.time = client_module.time = scene.times  # type: ignore[assignment]
+    patch = pytest.MonkeyPatch()
+    scene.set_time(patch)
     ran: dict[tuple[bytes, int], int] = {}
     counter = itertools.count(1)
     left = deque(events)
@@ -801,7 +804,7 @@ def test_no_sequence_of_breaks_runs_a_call_twice(events: list[str]) -> None:
         assert (call.lane.lane, call.number) not in ran
         return
     finally:
-        pool_module.time, client_module.time = pool_time, client_time
+        patch.undo()
 
     assert len(set(values)) == 4
     assert sorted(values) == sorted(ran.values()), "something ran that nobody asked for"
@@ -999,6 +1002,34 @@ def _fork_in_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inherited not in taken
     assert not any(link.closed for link in taken)
     assert inherited.closed
+
+
+@pytest.mark.skipif(not hasattr(time, "clock_gettime"), reason="no other way there")
+def test_a_clock_that_a_test_has_stopped_stops_no_deadline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who freezes the time for their own tests still gets an error, and no hang.
+
+    The tools that do so put a function of their own in the place of each of ``time``,
+    there and wherever it was imported to.
+    """
+    began = time.perf_counter()
+    stopped = [time.time, time.monotonic, time.perf_counter]
+    for module in list(sys.modules.values()):
+        if module is time or module.__name__.startswith("state_server"):
+            for name, value in list(vars(module).items()):
+                if any(value is function for function in stopped):
+                    monkeypatch.setattr(module, name, lambda: 5.0)
+    mute = socket.socket(socket.AF_UNIX)
+    mute.bind(str(tmp_path / "mute"))
+    mute.listen()
+    for name, says in (("mute", "the deadline passed"), ("nobody", "No such file")):
+        client = connect(tmp_path / name, b"key", timeout=0.2)
+        with pytest.raises(Unreachable, match=says):
+            client.ping()
+    mute.close()
+    monkeypatch.undo()
+    assert 0.2 < time.perf_counter() - began < 5
 
 
 def test_a_clock_that_a_test_has_set_does_not_make_lanes_old(

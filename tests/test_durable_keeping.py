@@ -83,6 +83,27 @@ def test_an_object_of_any_kind_is_put_back(kind: type) -> None:
         assert desk.ask("Thing.shown") != shown
 
 
+def test_an_object_with_items_is_iterated_over_by_them() -> None:
+    """As Python does where a class has no ``__iter__``; a class may refuse it."""
+
+    class Page:
+        def __init__(self) -> None:
+            self.lines = ["a", "b"]
+
+        def __getitem__(self, number: int) -> str:
+            return self.lines[number]
+
+    class Book(Page):
+        __iter__ = None
+
+    with DurableDesk(Page, Book) as desk:
+        assert desk.ask("Page.__iter__") == ["a", "b"]
+        assert code_of(desk.ask("Book.__iter__")) == "NotOffered"
+    exposed = describe_class(Page, exposed=("__getitem__",)).contract
+    assert exposed is not None
+    assert exposed.methods == {"__getitem__"}
+
+
 def singleton_of_new() -> type:
     """Return a class that makes one object, as it is done most often."""
 

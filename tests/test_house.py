@@ -44,6 +44,7 @@ GROUND = {
     "addresses",
     "bodies",
     "busy_poll",
+    "clock",
     "codec",
     "data_folder",
     "errors",

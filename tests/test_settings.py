@@ -416,6 +416,14 @@ def test_key_comes_from_variable_then_file_then_folder(tmp_path: Path) -> None:
     assert read_authkey(plain, {}) == b"of the folder"
 
 
+def test_key_in_the_environment_may_be_any_bytes(tmp_path: Path) -> None:
+    """A random one is no text, whatever Python makes of it there."""
+    environ = {"STATE_SERVER_AUTHKEY": os.fsdecode(b"\xff\xfe\xc3\xbc")}
+    settings = ManagerSettings(data_dir=tmp_path)
+
+    assert read_authkey(settings, environ) == b"\xff\xfe\xc3\xbc"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [("tcp://h:1\n", "tcp://h:1"), ("", None), (" \n", None), (None, None)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,24 @@ def empty_catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     catalogue = Catalogue()
     monkeypatch.setattr(sharing, "catalogue", catalogue)
     return catalogue
+
+
+def test_each_object_has_arguments_of_its_own() -> None:
+    """A list that is given to share() is not one list in all rooms."""
+
+    class Room:
+        def __init__(self, names: list[str], *, marks: dict[str, Any]) -> None:
+            self.names, self.marks = names, marks
+
+    lock = threading.Lock()
+    record = describe_class(
+        Room, args=(["first"],), kwargs={"marks": {"door": [], "lock": lock}}
+    )
+    one, two = record.build(), record.build()
+    one.names.append("second")
+    assert two.names == ["first"]
+    # What cannot be copied is there once; it may be meant so.
+    assert one.marks["lock"] is two.marks["lock"] is lock
 
 
 # Contracts ---------------------------------------------------------------------------

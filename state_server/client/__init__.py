@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast, overload
 
 from .. import bodies, failures, wire
 from ..addresses import parse_address
+from ..clock import monotonic
 from ..data_folder import ADMIN_KEY_FILE
 from ..errors import (
     ConfigError,
@@ -211,9 +212,9 @@ class Client:
 
     def ping(self, timeout: float | None = None) -> float:
         """Return the seconds that the way to the manager and back takes."""
-        started = time.monotonic()
+        started = monotonic()
         self.control("ping", timeout=timeout)
-        return time.monotonic() - started
+        return monotonic() - started
 
     def status(self, timeout: float | None = None) -> dict[str, Any]:
         """Return the manager's numbers: objects, calls, connections, threads."""
@@ -298,7 +299,7 @@ class Client:
             body = bodies.pack((args, kwargs), offset, is_call=True)
         if timeout_s is None:
             timeout_s = self._settings.timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline = monotonic() + timeout_s
         reply = _Exchange(self._pool, target, body, deadline).run()
         if reply.failed:
             raise failures.error_from(failures.unpack(reply.body))
@@ -372,7 +373,7 @@ class _Exchange:
     def run(self) -> wire.Reply:
         """Return the reply; raise when there is none before the deadline."""
         backoff_s = _BACKOFF_FIRST_S
-        warn_at = time.monotonic() + _WARN_AFTER_S
+        warn_at = monotonic() + _WARN_AFTER_S
         former: Exception | None = None
         while True:
             try:
@@ -382,16 +383,16 @@ class _Exchange:
                 late = isinstance(failure.__cause__, TimeIsUp)
                 error = former if late and former is not None else failure
                 former = error
-                remaining_s = self.deadline - time.monotonic()
+                remaining_s = self.deadline - monotonic()
                 pause_s = backoff_s * random.uniform(0.5, 1.0)
                 if pause_s >= remaining_s:
                     self._give_up(error)
-                if time.monotonic() > warn_at:
+                if monotonic() > warn_at:
                     warn_at = self.deadline
                     log.warning(
-                        "%s waits: %s It is tried again for %.0f s, its timeout.",
+                        "%s waits: %s. It is tried again for %.0f s, its timeout.",
                         self._named(),
-                        error,
+                        str(error).removesuffix("."),
                         remaining_s,
                     )
                 time.sleep(pause_s)
@@ -434,7 +435,7 @@ class _Exchange:
             ) from error
 
     def _exchange(self, link: Link) -> wire.Reply:
-        remaining_s = self.deadline - time.monotonic()
+        remaining_s = self.deadline - monotonic()
         boot = self.first_boot or link.boot_id
         target = wire.pack_target(*self.target)
         body, rest = self.body

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from .. import handshake, wire
 from ..addresses import Address
+from ..clock import monotonic
 from ..errors import (
     Denied,
     NotAllowed,
@@ -78,7 +79,7 @@ class Link:
         """
         self.lane = lane
         self.number = 0
-        self.made_at = time.monotonic()
+        self.made_at = monotonic()
         self.boot_id = b""
         self.frame_bytes_max = 0
         #: More has come than the reply that was read: the link is not to be used again.

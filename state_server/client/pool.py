@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 
+from ..clock import monotonic
 from ..errors import Overloaded, Refused
 from ..limits import Edge
 from ..messages import Lane
@@ -119,7 +119,7 @@ class Pool:
 
     def give(self, link: Link) -> None:
         """Take back a link whose last call was answered."""
-        worn = time.monotonic() - link.made_at > _LINK_AGE_MAX_S or link.has_leftovers
+        worn = monotonic() - link.made_at > _LINK_AGE_MAX_S or link.has_leftovers
         with self._lock:
             # A child that was forked in the meantime has other lanes, and says nothing
             # on one of its parent's.
@@ -167,7 +167,7 @@ class Pool:
                     place = _Place()
                     self._dialling.add(place)
                     return place
-                remaining_s = deadline - time.monotonic()
+                remaining_s = deadline - monotonic()
                 if remaining_s <= 0:
                     raise Overloaded(
                         f"The connections of this client ({in_use}) were all in use "

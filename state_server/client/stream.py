@@ -22,7 +22,6 @@ import socket
 import struct
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 from .. import tcp
 from ..addresses import Address
 from ..busy_poll import BusyPoll
+from ..clock import monotonic
 from ..errors import Unreachable
 from ..messages import Payload
 
@@ -73,7 +73,7 @@ class TimeIsUp(Exception):
 class Stream:
     """A connected socket. Owned by one thread at a time.
 
-    Deadlines are those of ``time.monotonic``. Every method raises ``BrokenLink`` when
+    Deadlines are those of ``clock.monotonic``. Every method raises ``BrokenLink`` when
     the connection has ended and ``TimeIsUp`` when the deadline has passed.
     """
 
@@ -198,7 +198,7 @@ class Stream:
 
     def _get_ready(self, deadline: float) -> int:
         """Wait for something to come, or have the receive wait; return its flags."""
-        wait_s = deadline - time.monotonic()
+        wait_s = deadline - monotonic()
         if wait_s <= 0:
             raise TimeIsUp(sent=True)
         # The main thread of a process has its number.
@@ -225,7 +225,7 @@ def _target(address: Address) -> tuple[int, str | tuple[str, int]]:
 
 def remaining_s(deadline: float, *, sent: bool) -> float:
     """Return the seconds until the deadline; raise ``TimeIsUp`` when it has passed."""
-    left_s = deadline - time.monotonic()
+    left_s = deadline - monotonic()
     if left_s <= 0:
         raise TimeIsUp(sent=sent)
     return left_s

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from ..clock import monotonic
 from ..errors import TooLarge
 from .call_keys import key_of_call
 from .region_cache import RegionCache
@@ -160,7 +161,7 @@ class StateServerCache(RegionCache):
             return value  # type: ignore[no-any-return]
         if state == "none":
             return function()
-        token, began = value, time.monotonic()
+        token, began = value, monotonic()
         stored = False
         try:
             computed = function()
@@ -170,7 +171,7 @@ class StateServerCache(RegionCache):
         finally:
             if not stored:
                 self._release(key, token)
-        took_s = time.monotonic() - began
+        took_s = monotonic() - began
         if took_s > rules.lease_s:
             log.warning(
                 "Computing %.100r took %.1f s, longer than its lease of %g s "
@@ -188,7 +189,7 @@ class StateServerCache(RegionCache):
         without storing: there is an outage, or it has waited long enough.
         """
         full = self._full(key)
-        deadline = time.monotonic() + rules.longest_wait_s
+        deadline = monotonic() + rules.longest_wait_s
         pause_s = _ASK_FIRST_S
         may_be_stale = rules.stale_s > 0
         while True:
@@ -203,7 +204,7 @@ class StateServerCache(RegionCache):
                 if found:
                     return "value", value
                 self._call("delete", full)
-            remaining_s = deadline - time.monotonic()
+            remaining_s = deadline - monotonic()
             if remaining_s <= 0:
                 return "none", None
             time.sleep(min(pause_s * random.uniform(0.5, 1.0), remaining_s))

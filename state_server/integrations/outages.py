@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 
+from ..clock import monotonic
 from ..errors import StateServerError
 
 log = logging.getLogger("state_server.cache")
@@ -34,7 +34,7 @@ class Outage:
         """Tell whether a call would be in vain; lets one through now and then."""
         if not self._began:
             return False
-        now = time.monotonic()
+        now = monotonic()
         if now < self._try_at:
             return True
         self._try_at = now + self._pause_s
@@ -42,7 +42,7 @@ class Outage:
 
     def begin(self, error: StateServerError) -> None:
         """Take note of a call that was given up."""
-        now = time.monotonic()
+        now = monotonic()
         self._try_at = now + self._pause_s
         if self._began.setdefault("at", now) is now:
             log.warning(
@@ -58,6 +58,4 @@ class Outage:
         if began is None or called_at < began:
             return
         if self._began.pop("at", None) is not None:
-            log.warning(
-                "The cache answers again after %.1f s.", time.monotonic() - began
-            )
+            log.warning("The cache answers again after %.1f s.", monotonic() - began)

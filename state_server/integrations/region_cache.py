@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -18,6 +17,7 @@ from cachelib.base import BaseCache
 
 import state_server
 
+from ..clock import monotonic
 from ..errors import (
     ConfigError,
     NotAllowed,
@@ -227,7 +227,7 @@ class RegionCache(BaseCache):
         """Call a method of the region; return ``None`` in an outage."""
         if self.ignore_outages and self._outage.lasts():
             return None
-        called_at = time.monotonic()
+        called_at = monotonic()
         try:
             answer = getattr(self._region, method)(*args)
         except StateServerError as error:

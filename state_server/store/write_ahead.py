@@ -56,7 +56,9 @@ def commits_are_lost(path: Path) -> bool:
 def _valid_pages(path: Path) -> int | None:
     """Return how many pages of the log SQLite found valid, ``None`` if unknown."""
     try:
-        index = path.with_name(path.name + "-shm").read_bytes()[: 2 * _INDEX_HEAD_BYTES]
+        with path.with_name(path.name + "-shm").open("rb", buffering=0) as file:
+            # No more: what comes behind is locked by bytes, and Windows reads none.
+            index = file.read(2 * _INDEX_HEAD_BYTES)
     except FileNotFoundError:
         return None
     first, second = index[:_INDEX_HEAD_BYTES], index[_INDEX_HEAD_BYTES:]
