@@ -578,6 +578,9 @@ def test_methods_and_clients_in_pools_of_processes(tmp_path: Path, method: str) 
         basket = client.get("Basket", "pool")
         with context.Pool(2, basket.add, ("first",)) as pool:
             pool.map(basket.add, ["one", "two"])
+            # One worker may have done both before the other one began.
+            pool.close()
+            pool.join()
         process = context.Process(target=basket.add, args=("three",))
         process.start()
         process.join(20)
