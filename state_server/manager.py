@@ -12,7 +12,6 @@ import multiprocessing
 import multiprocessing.managers
 import multiprocessing.util
 import os
-import queue
 import shutil
 import tempfile
 import threading
@@ -23,7 +22,6 @@ from typing import Any, TypeVar, overload
 
 from .addresses import Address, parse_address
 from .client import Client, connect
-from .codec import allow
 from .data_folder import KEY_FILE, write_whole
 from .errors import ConfigError, Refused
 from .objects import add_ready_made
@@ -34,11 +32,6 @@ from .sharing import Catalogue, catalogue, describe_class, describe_factory
 T = TypeVar("T")
 
 _START_TIMEOUT_S = 30.0
-
-# A queue is what managers are asked for most, and these are its ordinary answers: who
-# calls it has an ``except`` for them.
-allow(queue.Empty)
-allow(queue.Full)
 
 
 class Server:

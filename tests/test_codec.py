@@ -41,6 +41,8 @@ from state_server.codec.walk import checked_walk
 from state_server.errors import ConfigError, NotAllowed, TooLarge
 from state_server.messages import Reference
 
+from .processes import ROOT
+
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 
 
@@ -849,3 +851,16 @@ class Moody:
 
     def __getstate__(self) -> object:
         raise RuntimeError("not today")
+
+
+def test_errors_of_queues_are_known_to_a_process_that_only_calls() -> None:
+    """``except queue.Empty`` holds in a client that never names ``StateManager``."""
+    code = (
+        "import queue, sys, state_server\n"
+        "from state_server import codec\n"
+        "for error in (queue.Empty, queue.Full):\n"
+        "    name = error.__module__, error.__qualname__\n"
+        "    assert codec.allowed_class(*name) is error\n"
+        "assert 'state_server.manager' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

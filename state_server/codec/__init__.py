@@ -23,6 +23,7 @@ import copyreg
 import io
 import pathlib
 import pickle
+import queue
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import MethodType
@@ -190,6 +191,12 @@ def allow(cls: T) -> T:
     own_classes.allowed_names[cls.__module__, cls.__qualname__] = entry
     own_classes.allowed_types[cls] = entry
     return cls
+
+
+# A queue is what managers are asked for most, and these are its ordinary answers: who
+# calls it has an ``except`` for them.
+allow(queue.Empty)
+allow(queue.Full)
 
 
 def allowed_class(module: str, qualname: str) -> type | None:

@@ -11,11 +11,13 @@ cookie holds a random id and nothing else, so it needs neither a signature nor a
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from flask import Flask, Request, Response
+from flask.globals import app_ctx
 from flask.sessions import SessionInterface, SessionMixin
 
 from ..errors import StateServerError
@@ -275,7 +277,11 @@ def become_answer(app: Flask, response: Response, error: StateServerError) -> No
     Sessions are saved after Flask's own place for error handlers. Raises ``error``
     again where no handler answers it; to be called while it is handled.
     """
-    answer = app.make_response(app.handle_user_exception(error))
+    handle: Callable[..., Any] = app.handle_user_exception
+    # Flask 3.2 hands its context on.
+    wants_context = len(inspect.signature(handle).parameters) > 1
+    context = [app_ctx._get_current_object()] if wants_context else []  # type: ignore[attr-defined]
+    answer = app.make_response(handle(*context, error))
     close = getattr(response.response, "close", None)
     if close is not None:
         close()

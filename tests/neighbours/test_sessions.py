@@ -24,6 +24,7 @@ from uuid import UUID
 
 import pytest
 from flask import Flask, request_finished, session
+from flask.ctx import AppContext
 from flask.testing import FlaskClient
 from markupsafe import Markup
 
@@ -665,6 +666,23 @@ def test_an_app_answers_a_conflict_itself(make_app: MakeApp) -> None:
     _, response = overlap(app, change_a, "/set/a/other")
     assert (response.status_code, response.text) == (418, "sorry: True")
     assert response.headers["Content-Length"] == "11"
+
+
+def test_the_error_handlers_are_asked_as_flask_3_2_wants_it(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hands its context on, and takes one argument more."""
+    app = make_app(STATE_SERVER_SESSION_CONFLICT="error")
+    contexts = []
+
+    def handle(context: AppContext, error: Exception) -> Any:
+        contexts.append(context)
+        return Flask.handle_user_exception(app, error)
+
+    monkeypatch.setattr(app, "handle_user_exception", handle)
+    _, response = overlap(app, change_a, "/set/a/other")
+    assert response.status_code == 409
+    assert [type(context) for context in contexts] == [AppContext]
 
 
 ENDS = ["/clear", "/regenerate", "/renew/x/1"]
