@@ -1,8 +1,8 @@
 """Waiting for what is likely to come at once, without going to sleep for it.
 
 To wake a process that sleeps costs more than a call: on a virtual machine whose
-processor has gone idle, 30 to 80 µs each way. So who waits looks again and again for a
-moment first, and sleeps only then. Linux does the same for its own sockets
+processor has gone idle, tens of microseconds each way. So who waits looks again and
+again for a moment first, and sleeps only then. Linux does the same for its own sockets
 (net.core.busy_poll). Where that is in vain, because the other side takes longer or
 others want the processor, it is tried less and less often.
 """

@@ -560,7 +560,8 @@ def test_the_quick_image_of_plain_attributes_says_what_the_other_one_does(
     instance: Any = cls()
     if cls is not _Slotted:
         instance.__dict__.update(number=1, name="n", data=b"", ratio=0.5, no=None)
-        instance.lock = threading.Lock() if transient else False
+        # As plain as the others: it must not be left out for what it is.
+        instance.lock = 5
         if extra:
             instance.extra = extra
     else:
@@ -575,6 +576,8 @@ def test_the_quick_image_of_plain_attributes_says_what_the_other_one_does(
         brought = image.rebuild(data, cls, transient)
         assert type(brought) is cls
         assert getattr(brought, "number", None) == instance.number
+        has_lock = cls is not _Slotted and not transient
+        assert hasattr(brought, "lock") is has_lock
 
 
 # Versions ----------------------------------------------------------------------------

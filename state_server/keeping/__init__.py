@@ -312,7 +312,7 @@ def built(shared: SharedClass) -> Any:
     try:
         if image.is_handed_out_again(instance):
             fresh = image.dump(instance, shared.transient)
-            return image.rebuild(fresh, type(instance), shared.transient, None)
+            return image.rebuild(fresh, type(instance), shared.transient)
     except Exception as error:
         # The class's own code. Where the object is to be kept this is told then.
         log.debug("%s is not asked whether it is a singleton: %s", shared.name, error)
